@@ -1,0 +1,145 @@
+"""A decision as data. Methods return edits, `apply` carries them out, records describe them.
+
+An edit can be printed, saved beside its block (safetensors, never pickle), replayed on another copy of the model, or thrown away.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from lessen.core.unit import Slice, Unit
+from lessen.formats import spec
+from lessen.formats.affine import Codes, Int
+
+
+@dataclass(frozen=True)
+class Keep:
+    """Keep these channels of a unit, in this order; the others are cut away. indices: int64, sorted, shape "kept"."""
+
+    unit: Unit
+    indices: Tensor
+
+
+@dataclass(frozen=True)
+class Quantize:
+    """Store the tensor `name` as codes of `format`."""
+
+    name: str
+    format: Int
+    codes: Codes
+
+
+@dataclass(frozen=True)
+class Replace:
+    """Put `weight` in place of the tensor `name` (which may not exist before: a new bias)."""
+
+    name: str
+    weight: Tensor
+
+
+@dataclass(frozen=True)
+class Factor:
+    """Write the matrix `name` as u @ v, "out rank" times "rank in"."""
+
+    name: str
+    u: Tensor
+    v: Tensor
+
+
+@dataclass(frozen=True)
+class Drop:
+    """Remove a whole unit (a decoder layer); the ones after it move up."""
+
+    unit: Unit
+
+
+Edit = Keep | Quantize | Replace | Factor | Drop
+
+
+def save_edits(path: Path, edits: Sequence[Edit]) -> None:
+    """Write edits to one safetensors file, aside and then renamed, so that a file that exists is complete."""
+    tensors: dict[str, Tensor] = {}
+    heads: list[dict[str, Any]] = []
+    for i, edit in enumerate(edits):
+        match edit:
+            case Keep(unit, indices):
+                heads.append({"kind": "keep", "unit": _unit_to_json(unit)})
+                tensors[f"{i}.indices"] = indices
+            case Quantize(name, format, codes):
+                heads.append({"kind": "quantize", "name": name, "format": spec.to_json(format)})
+                tensors |= {f"{i}.values": codes.values, f"{i}.scale": codes.scale}
+                if codes.zero is not None:
+                    tensors[f"{i}.zero"] = codes.zero
+            case Replace(name, weight):
+                heads.append({"kind": "replace", "name": name})
+                tensors[f"{i}.weight"] = weight
+            case Factor(name, u, v):
+                heads.append({"kind": "factor", "name": name})
+                tensors |= {f"{i}.u": u, f"{i}.v": v}
+            case Drop(unit):
+                heads.append({"kind": "drop", "unit": _unit_to_json(unit)})
+    aside = path.with_suffix(".aside")
+    save_file({k: v.contiguous() for k, v in tensors.items()}, aside, metadata={"edits": json.dumps(heads)})
+    aside.replace(path)
+
+
+def load_edits(path: Path) -> list[Edit]:
+    """Read what `save_edits` wrote."""
+    edits: list[Edit] = []
+    with safe_open(path, "pt") as file:
+        for i, head in enumerate(json.loads(file.metadata()["edits"])):
+            match head["kind"]:
+                case "keep":
+                    edits.append(Keep(_unit_from_json(head["unit"]), file.get_tensor(f"{i}.indices")))
+                case "quantize":
+                    zero = file.get_tensor(f"{i}.zero") if f"{i}.zero" in file.keys() else None  # noqa: SIM118
+                    codes = Codes(file.get_tensor(f"{i}.values"), file.get_tensor(f"{i}.scale"), zero)
+                    edits.append(Quantize(head["name"], spec.from_json(head["format"]), codes))
+                case "replace":
+                    edits.append(Replace(head["name"], file.get_tensor(f"{i}.weight")))
+                case "factor":
+                    edits.append(Factor(head["name"], file.get_tensor(f"{i}.u"), file.get_tensor(f"{i}.v")))
+                case _:
+                    edits.append(Drop(_unit_from_json(head["unit"])))
+    return edits
+
+
+def _unit_to_json(unit: Unit) -> dict[str, Any]:
+    data = {k: getattr(unit, k) for k in ("name", "kind", "size", "block", "reason")}
+    data["slices"] = [[s.name, s.axis, s.span] for s in unit.slices]
+    data["sizes"] = dict(unit.sizes)
+    data["producer"] = [unit.producer.name, unit.producer.axis, unit.producer.span] if unit.producer else None
+    return data
+
+
+def _unit_from_json(data: dict[str, Any]) -> Unit:
+    producer = Slice(*data["producer"]) if data["producer"] else None
+    return Unit(**{**data, "slices": tuple(Slice(*s) for s in data["slices"]), "producer": producer})
+
+
+def same(a: Edit, b: Edit) -> bool:
+    """Bitwise equality of two edits, for tests of resume and determinism."""
+    if type(a) is not type(b):
+        return False
+    match a, b:
+        case Keep(), Keep():
+            return a.unit == b.unit and torch.equal(a.indices, b.indices)
+        case Quantize(), Quantize():
+            zeros = (a.codes.zero, b.codes.zero)
+            equal_zero = zeros == (None, None) or (None not in zeros and torch.equal(*zeros))  # pyright: ignore[reportArgumentType]
+            return (a.name, a.format) == (b.name, b.format) and equal_zero and torch.equal(a.codes.values, b.codes.values) and torch.equal(
+                a.codes.scale, b.codes.scale
+            )
+        case Replace(), Replace():
+            return a.name == b.name and torch.equal(a.weight, b.weight)
+        case Factor(), Factor():
+            return a.name == b.name and torch.equal(a.u, b.u) and torch.equal(a.v, b.v)
+        case _:
+            return a == b

@@ -1,0 +1,85 @@
+"""What can be changed as one piece: a `Unit` names the coupled slices, a `View` adds the weights.
+
+Removing one channel of a feed-forward layer removes a row of two matrices and a column of a third. A `Unit` says so as data: a
+number of channels, and for every tensor that carries them the axis and the span (how many consecutive indices belong to one
+channel: 1 for a feed-forward channel, `head_dim` for a key head).
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from math import prod
+from typing import Literal
+
+from torch import Tensor
+
+Kind = Literal["linear", "embedding", "inputs", "ffn", "kv_group", "layer"]
+
+
+@dataclass(frozen=True)
+class Slice:
+    """One axis of one tensor along which a unit's channels lie, `span` indices to a channel."""
+
+    name: str
+    axis: int
+    span: int = 1
+
+
+@dataclass(frozen=True)
+class Unit:
+    """Slices of tensors that must change together.
+
+    Attributes:
+        name: dotted module path, unique in the model (`model.layers.3.mlp`).
+        kind: what the channels are.
+        size: number of channels.
+        slices: every tensor that carries the channels. For kind "linear", the weight's output axis.
+        block: index of the decoder block that holds the unit; None outside the blocks.
+        sizes: configuration fields that hold the size, with their factor (`{"num_attention_heads": 3}`: three to a channel).
+        producer: for kind "inputs", the tensor whose output axis can absorb a rescaling of the shared input; None if there is none.
+        reason: why these slices belong together, for people.
+    """
+
+    name: str
+    kind: Kind
+    size: int
+    slices: tuple[Slice, ...]
+    block: int | None = None
+    sizes: Mapping[str, int] = field(default_factory=dict)
+    producer: Slice | None = None
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class View:
+    """A unit together with the tensors its slices name: all that a method may look at besides statistics."""
+
+    unit: Unit
+    tensors: Mapping[str, Tensor]
+
+    @property
+    def weight(self) -> Tensor:
+        """The weight of a one-tensor unit, "out in"."""
+        return self.tensors[self.unit.slices[0].name]
+
+    def sum_per_channel(self, scores: Mapping[str, Tensor]) -> Tensor:
+        """Add per-element scores of every slice up to one number per channel.
+
+        Args:
+            scores: for each tensor to count, a tensor of its shape.
+
+        Returns:
+            float32, shape "channel".
+
+        >>> import torch
+        >>> unit = Unit("mlp", "ffn", 2, (Slice("up", 0), Slice("down", 1)))
+        >>> view = View(unit, {"up": torch.ones(2, 3), "down": torch.ones(3, 2)})
+        >>> view.sum_per_channel(view.tensors)
+        tensor([6., 6.])
+        """
+        total = 0
+        for part in self.unit.slices:
+            if part.name not in scores:
+                continue
+            score = scores[part.name].float().movedim(part.axis, 0)
+            total = total + score.reshape(self.unit.size, part.span * prod(score.shape[1:])).sum(1)
+        return total  # pyright: ignore[reportReturnType]
