@@ -1,0 +1,36 @@
+"""Options shared by every method that rounds weights to an integer grid."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from torch import Tensor
+
+from lessen.formats.affine import Int
+from lessen.formats.granularity import PerGroup, PerRow
+
+
+@dataclass(frozen=True)
+class Rounding:
+    """The integer grid and how its scales are chosen."""
+
+    bits: int = 4
+    """Width of a code, 2 to 8."""
+    group: int | None = 32
+    """Weights that share a scale; None: a whole row."""
+    symmetric: bool = True
+    """Codes around zero without a zero point."""
+    full_range: bool = True
+    """Use the lowest code too, with a scale of either sign (symmetric only)."""
+    scale: Literal["absmax", "mse", "hessian"] = "hessian"
+    """Scales from the extremes, from the squared weight error, or from that error weighted by the input's curvature."""
+
+    @property
+    def format(self) -> Int:
+        """The number format that the options describe."""
+        return Int(self.bits, PerRow() if self.group is None else PerGroup(self.group), self.symmetric, self.full_range)
+
+    def grid(self, weight: Tensor, importance: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """Scale and zero point by the rule of `scale`; importance is "in"."""
+        if self.scale == "absmax":
+            return self.format.grid(weight)
+        return self.format.search(weight, importance if self.scale == "hessian" else None)
