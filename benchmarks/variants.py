@@ -1,0 +1,155 @@
+"""The same function with other weights: variants that take a model off the quantization grid on which its weights were shipped.
+
+SmolLM2's weights come out of a Q4_1 file, so every group of 32 has at most 16 values and a 4-bit method that finds that grid again
+looks lossless. A network has many parametrizations of one function, and two families of them are exact:
+
+Rescaling. Between a layer that is linear per channel and the next linear one, a channel can be divided by c and multiplied back:
+    norm gain g_j / c_j          and the input columns of q, k, v (or gate, up)  W[:, j] * c_j
+    row j of up_proj / c_j       and column j of down_proj * c_j                 (SwiGLU multiplies up's channel, never bends it)
+    row j of v_proj / c_j        and the matching columns of o_proj * c_j        (attention mixes tokens, not channels); with grouped
+                                 queries one value head feeds several query heads, so all of their columns take the same c
+with c = exp(u), u uniform in +-ln 1.4. The final norm stays: its columns are those of the tied embedding.
+
+Rotation. RMSNorm(x Q) = RMSNorm(x) Q for an orthogonal Q, once the norm has no gain. So gains are folded into the linears that read
+the norm, and the whole residual stream is rotated: E Q, W_in Q, Q^T W_out (QuaRot, SliceGPT). The final norm's gain g goes to the
+head, diag(g), which unties it from the embedding exactly: head = E diag(g) Q, embedding = E Q.
+
+All products are formed in float64 and rounded to float32 once, so logits agree to float32 rounding.
+Papers: Ashkboos et al. 2024, QuaRot, https://arxiv.org/abs/2404.00456; Nagel et al. 2019, https://arxiv.org/abs/1906.04721 (section 4.1)
+"""
+
+import json
+import math
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+State = dict[str, Tensor]
+READERS = {
+    "input_layernorm": ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
+    "post_attention_layernorm": ("mlp.gate_proj", "mlp.up_proj"),
+}
+WRITERS = ("self_attn.o_proj", "mlp.down_proj")
+
+
+def rescale(state: Mapping[str, Tensor], heads: int, kv_heads: int, seed: int = 0, spread: float = 1.4) -> State:
+    """A Llama state dict of the same function whose channels are rescaled by exp(u), u uniform in +-ln `spread`.
+
+    Args:
+        state: names and tensors of a Hugging Face Llama-like model.
+        heads, kv_heads: query and key/value heads; each value head feeds heads / kv_heads query heads.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    out = {name: tensor.double() for name, tensor in state.items()}
+
+    def draw(count: int) -> Tensor:
+        return torch.exp((2 * torch.rand(count, generator=generator, dtype=torch.float64) - 1) * math.log(spread))
+
+    for block in _blocks(state):
+        for norm, readers in READERS.items():
+            gain = f"{block}.{norm}.weight"
+            factor = draw(len(out[gain]))
+            out[gain] = out[gain] / factor
+            for reader in readers:
+                out[f"{block}.{reader}.weight"] *= factor
+        up, down = f"{block}.mlp.up_proj", f"{block}.mlp.down_proj"
+        factor = draw(len(out[f"{up}.weight"]))
+        _divide_rows(out, up, factor)
+        out[f"{down}.weight"] *= factor
+        value, output = f"{block}.self_attn.v_proj", f"{block}.self_attn.o_proj"
+        factor = draw(len(out[f"{value}.weight"]))
+        _divide_rows(out, value, factor)
+        out[f"{output}.weight"] *= factor.view(kv_heads, 1, -1).expand(-1, heads // kv_heads, -1).reshape(-1)
+    return _rounded(out, state)
+
+
+def rotate(state: Mapping[str, Tensor], seed: int = 0) -> State:
+    """A Llama state dict of the same function whose residual stream is rotated by a random orthogonal matrix; the head is untied."""
+    out = {name: tensor.double() for name, tensor in state.items()}
+    embedding, head = "model.embed_tokens.weight", "lm_head.weight"
+    dim = out[embedding].shape[1]
+    generator = torch.Generator().manual_seed(seed)
+    q, r = torch.linalg.qr(torch.randn(dim, dim, generator=generator, dtype=torch.float64))
+    q = q * torch.sign(torch.diagonal(r))  # makes the draw uniform over rotations (Mezzadri 2007)
+    out[head] = (out.get(head, out[embedding]) * out["model.norm.weight"]) @ q
+    out["model.norm.weight"] = torch.ones(dim)
+    out[embedding] = out[embedding] @ q
+    for block in _blocks(state):
+        for norm, readers in READERS.items():
+            for reader in readers:
+                name = f"{block}.{reader}.weight"
+                out[name] = (out[name] * out[f"{block}.{norm}.weight"]) @ q
+            out[f"{block}.{norm}.weight"] = torch.ones(dim)
+        for writer in WRITERS:
+            out[f"{block}.{writer}.weight"] = q.T @ out[f"{block}.{writer}.weight"]
+            if f"{block}.{writer}.bias" in out:
+                out[f"{block}.{writer}.bias"] = out[f"{block}.{writer}.bias"] @ q
+    return _rounded(out, state)
+
+
+def _blocks(state: Mapping[str, Tensor]) -> list[str]:
+    found = {".".join(name.split(".")[:3]) for name in state if name.startswith("model.layers.")}
+    return sorted(found, key=lambda block: int(block.rpartition(".")[2]))
+
+
+def _divide_rows(state: State, linear: str, factor: Tensor) -> None:
+    state[f"{linear}.weight"] /= factor[:, None]
+    if f"{linear}.bias" in state:
+        state[f"{linear}.bias"] /= factor
+
+
+def _rounded(out: State, like: Mapping[str, Tensor]) -> State:
+    dtype = next(iter(like.values())).dtype
+    return {name: tensor.to(dtype).contiguous() for name, tensor in out.items()}
+
+
+def write(source: Path, variant: str, target: Path, seed: int = 0) -> Path:
+    """Write a variant ("shipped", "rescaled" or "rotated") of the Hugging Face directory `source` as the directory `target`, once."""
+    if target.exists():
+        return target
+    config = json.loads((source / "config.json").read_text())
+    state = load_file(source / "model.safetensors")
+    makers: dict[str, Callable[[], State]] = {
+        "shipped": lambda: state,
+        "rescaled": lambda: rescale(state, config["num_attention_heads"], config["num_key_value_heads"], seed),
+        "rotated": lambda: rotate(state, seed),
+    }
+    changed = makers[variant]()
+    aside = target.with_name(f"{target.name}.aside")
+    shutil.rmtree(aside, ignore_errors=True)
+    aside.mkdir(parents=True)
+    for path in source.iterdir():
+        if path.is_file() and path.suffix != ".safetensors":
+            shutil.copy(path, aside)
+    config["tie_word_embeddings"] = "lm_head.weight" not in changed
+    (aside / "config.json").write_text(json.dumps(config, indent=1) + "\n")
+    save_file(changed, aside / "model.safetensors", metadata={"format": "pt"})
+    aside.rename(target)
+    return target
+
+
+def off_grid(weight: Tensor, group: int = 32, levels: int = 16, tolerance: float = 1e-3) -> float:
+    """Fraction of weights that lie on no grid of `levels` evenly spaced values, one grid to each group of a row.
+
+    A group lies on a grid if its distinct values are integer multiples of one step from the smallest, at most levels - 1 of them.
+    The step is not known, so every divisor of the group's range up to levels - 1 parts is tried; a weight counts as off if it
+    misses its nearest point by more than `tolerance` steps on the best of them. For 16 levels, uniformly random values miss almost
+    surely, and values of a Q4_1 block never do, whatever its scale.
+
+    >>> off_grid(torch.arange(64.0).remainder(16).view(1, 64))
+    0.0
+    >>> off_grid(torch.rand(1, 64, generator=torch.Generator().manual_seed(0))) > 0.8
+    True
+    """
+    values = weight.double().reshape(-1, group)
+    low = values.amin(1, keepdim=True)
+    span = (values.amax(1, keepdim=True) - low).clamp_min(torch.finfo(torch.float64).tiny)
+    fewest = torch.full((len(values),), group, dtype=torch.int64)
+    for parts in range(1, levels):
+        position = (values - low) / span * parts
+        fewest = torch.minimum(fewest, ((position - position.round()).abs() > tolerance).sum(1))
+    return fewest.sum().item() / weight.numel()
