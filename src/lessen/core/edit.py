@@ -113,10 +113,14 @@ def load_edits(path: Path) -> list[Edit]:
 
 def _unit_to_json(unit: Unit) -> dict[str, Any]:
     data = {k: getattr(unit, k) for k in ("name", "kind", "size", "block", "reason")}
-    data["slices"] = [[s.name, s.axis, s.span] for s in unit.slices]
+    data["slices"] = [_slice_to_json(s) for s in unit.slices]
     data["sizes"] = dict(unit.sizes)
-    data["producer"] = [unit.producer.name, unit.producer.axis, unit.producer.span] if unit.producer else None
+    data["producer"] = _slice_to_json(unit.producer) if unit.producer else None
     return data
+
+
+def _slice_to_json(part: Slice) -> list[Any]:
+    return [part.name, part.axis, part.span, part.start]
 
 
 def _unit_from_json(data: dict[str, Any]) -> Unit:

@@ -17,11 +17,15 @@ Kind = Literal["linear", "embedding", "inputs", "ffn", "kv_group", "layer"]
 
 @dataclass(frozen=True)
 class Slice:
-    """One axis of one tensor along which a unit's channels lie, `span` indices to a channel."""
+    """One axis of one tensor along which a unit's channels lie, `span` indices to a channel, from index `start` on.
+
+    `start` is other than 0 in fused tensors (`qkv_proj`: queries, then keys, then values), which a unit may name several times.
+    """
 
     name: str
     axis: int
     span: int = 1
+    start: int = 0
 
 
 @dataclass(frozen=True)
@@ -80,6 +84,6 @@ class View:
         for part in self.unit.slices:
             if part.name not in scores:
                 continue
-            score = scores[part.name].float().movedim(part.axis, 0)
+            score = scores[part.name].float().movedim(part.axis, 0).narrow(0, part.start, self.unit.size * part.span)
             total = total + score.reshape(self.unit.size, part.span * prod(score.shape[1:])).sum(1)
         return total  # pyright: ignore[reportReturnType]
