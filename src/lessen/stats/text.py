@@ -1,0 +1,127 @@
+"""English that needs no download: what CPython itself brings, split so that calibration and evaluation share nothing.
+
+Two sources lie on every machine that runs CPython 3.11 or later, whatever the distribution strips (documentation, tests, `idlelib`):
+
+- `pydoc_data.topics`: the language reference as plain text (about 465,000 characters), a real module that `help()` needs;
+- the docstrings of the standard library's own modules, read from its source files; they are used for calibration only, to make it less
+  monotonous, and where the sources are missing (frozen or zipped interpreters) calibration has the topics alone.
+
+A topic goes to one split by the sha256 of its name, so the split does not move when a Python release edits a text. Topics quote one
+another, so a paragraph that repeats 12 consecutive words or signs of anything taken before is dropped. The evaluation split is built
+first and is therefore the same whatever calibration holds.
+"""
+
+import ast
+import re
+import sys
+import sysconfig
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from functools import cache
+from hashlib import sha256
+from pathlib import Path
+
+from lessen.errors import LessenError, UsageError, nearest
+
+_REPEAT = 12  # lexemes: shorter matches are phrases ("one of the following"), longer ones would let a shared 32-token run through
+_EVALUATION_SHARE = 0.4
+_FOREIGN = {"site-packages", "dist-packages", "test", "tests", "idlelib", "lib2to3", "pydoc_data"}  # not the library, or often stripped
+_SHORTEST_DOCSTRING = 400  # characters: below that they are labels, not prose
+
+
+@dataclass(frozen=True)
+class Text:
+    """Documents under one name. An evaluation figure is reported under the name."""
+
+    name: str
+    documents: tuple[str, ...]
+
+    @property
+    def characters(self) -> int:
+        """Number of characters in all documents."""
+        return sum(map(len, self.documents))
+
+
+def builtin(split: str) -> Text:
+    """English from CPython itself; see the header for what it is.
+
+    Args:
+        split: "calibration" or "evaluation"; the two never share a document or a run of 12 words.
+
+    Raises:
+        UsageError: another name of a split.
+        LessenError: an interpreter without `pydoc_data`.
+
+    >>> builtin("evaluation").name
+    'builtin-evaluation'
+    """
+    if split not in ("calibration", "evaluation"):
+        raise UsageError(
+            "built-in text", got=f"split {split!r}", wanted="a known split", remedy=nearest(split, ["calibration", "evaluation"])
+        )
+    return Text(f"builtin-{split}", _evaluation()[0] if split == "evaluation" else _calibration())
+
+
+@cache
+def _evaluation() -> tuple[tuple[str, ...], frozenset[int]]:
+    """Documents, and the runs of words in them."""
+    seen: set[int] = set()
+    documents = tuple(_fresh((text for name, text in _topics() if _fraction(name) < _EVALUATION_SHARE), seen))
+    return documents, frozenset(seen)
+
+
+@cache
+def _calibration() -> tuple[str, ...]:
+    seen = set(_evaluation()[1])
+    topics = tuple(_fresh((text for name, text in _topics() if _fraction(name) >= _EVALUATION_SHARE), seen))
+    return topics + tuple(_fresh(_docstrings(), seen))
+
+
+def _topics() -> list[tuple[str, str]]:
+    """(name, text), longest first: a topic that others quote keeps its text, and the quotes are dropped."""
+    try:
+        from pydoc_data.topics import topics
+    except ImportError as error:
+        raise LessenError(
+            "built-in text",
+            got=f"a Python without pydoc_data ({sys.executable})",
+            wanted="CPython's own documentation topics",
+            remedy="give a text file, a .jsonl file or a directory of them",
+        ) from error
+    return sorted(topics.items(), key=lambda item: (-len(item[1]), item[0]))
+
+
+def _fraction(name: str) -> float:
+    """A number in [0, 1) that depends on the name alone."""
+    return int.from_bytes(sha256(name.encode()).digest()[:4], "big") / 2**32
+
+
+def _fresh(documents: Iterable[str], seen: set[int]) -> Iterator[str]:
+    """Documents without the paragraphs that repeat something in `seen`, which grows."""
+    for document in documents:
+        paragraphs = re.split(r"\n\s*\n", document)
+        words = [(word, number) for number, part in enumerate(paragraphs) for word in re.findall(r"\w+|[^\w\s]", part)]
+        plain = tuple(word for word, _ in words)
+        runs = [hash(plain[i : i + _REPEAT]) for i in range(len(plain) - _REPEAT + 1)]
+        repeated = {number for i, run in enumerate(runs) if run in seen for _, number in words[i : i + _REPEAT]}
+        seen.update(runs)
+        kept = "\n\n".join(part for number, part in enumerate(paragraphs) if number not in repeated).strip()
+        if kept:
+            yield kept + "\n"
+
+
+def _docstrings() -> Iterator[str]:
+    """Long docstrings of the standard library's modules, one document a module, in name order."""
+    root = Path(sysconfig.get_path("stdlib"))
+    for path in sorted(root.glob("*.py")) + sorted(root.glob("*/__init__.py")):
+        folder = path.parent.name
+        if folder in _FOREIGN or path.stem.startswith("_"):
+            continue
+        try:
+            tree = ast.parse(path.read_bytes())
+        except (OSError, SyntaxError, ValueError):  # unreadable or deliberately broken sources are no text
+            continue
+        nodes = [tree] + [n for n in ast.walk(tree) if isinstance(n, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef)]
+        long = [text for node in nodes if len(text := ast.get_docstring(node) or "") >= _SHORTEST_DOCSTRING]
+        if long:
+            yield "\n\n".join(long)
