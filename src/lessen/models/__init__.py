@@ -1,0 +1,80 @@
+"""Where models come from: one door for directories, GGUF files, packaged models, factories and modules in memory."""
+
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from lessen.errors import LessenError, UsageError, nearest
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+    from lessen.models.checkpoint import Checkpoint
+
+PACKAGED = ("smollm2-135m",)
+
+
+def open_checkpoint(ref: "str | Path | nn.Module") -> "Checkpoint":
+    """The weights that `ref` names, read lazily.
+
+    Args:
+        ref: a Hugging Face directory, a directory that lessen wrote, a GGUF file, `smollm2-135m`, `package.module:factory`
+            or a module in memory.
+
+    Raises:
+        LessenError: it does not exist or cannot be read. UsageError: it names nothing.
+    """
+    if not isinstance(ref, str | Path):
+        from lessen.models.module import InMemory
+
+        return InMemory(ref)
+    if str(ref) in PACKAGED:
+        from lessen.models.packaged import smollm2
+
+        return smollm2()
+    path = Path(ref).expanduser()
+    if path.is_dir():
+        if (path / "lessen.json").exists():
+            from lessen.models.compressed import Compressed
+
+            return Compressed(path)
+        from lessen.models.huggingface import HuggingFace
+
+        return HuggingFace(path)
+    if path.is_file():
+        return _open_file(path)
+    if re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*", str(ref)):
+        from lessen.models.module import from_factory
+
+        return from_factory(str(ref))
+    raise UsageError(
+        str(ref),
+        got="nothing by that name",
+        wanted="a model directory, a .gguf file, package.module:factory or a packaged model",
+        remedy=nearest(str(ref), PACKAGED),
+    )
+
+
+def load(ref: "str | Path | nn.Module", dtype: "torch.dtype | None" = None) -> "nn.Module":
+    """The model that `ref` names as an ordinary causal LM module with all its weights, in eval mode.
+
+    Args:
+        ref: see `open_checkpoint`.
+        dtype: of the weights; None keeps that of the source (float32 for quantized and mixed ones).
+    """
+    from lessen.models.skeleton import fill
+
+    checkpoint = open_checkpoint(ref)
+    return fill(checkpoint.skeleton(), checkpoint, dtype)
+
+
+def _open_file(path: Path) -> "Checkpoint":
+    with path.open("rb") as file:
+        magic = file.read(4)
+    if magic == b"GGUF":
+        from lessen.models.gguf import GGUF
+
+        return GGUF(path)
+    remedy = "give the directory that holds it" if path.suffix in (".safetensors", ".json", ".bin") else "copy or download it again"
+    raise LessenError(str(path), got=f"a file that starts with {magic!r}", wanted="a GGUF file or a model directory", remedy=remedy)

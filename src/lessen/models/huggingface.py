@@ -1,0 +1,176 @@
+"""A Hugging Face model directory (`config.json`, safetensors, tokenizer files) as a Checkpoint."""
+
+import re
+import shutil
+from functools import cached_property
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lessen.core.edit import Quantize
+from lessen.errors import LessenError
+from lessen.models.skeleton import skeleton
+from lessen.models.tensors import TensorFiles, checked, read_json
+
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "vocab.txt",
+    "tokenizer.model",
+    "spiece.model",
+    "chat_template.jinja",
+    "chat_template.json",
+    "generation_config.json",
+)
+_TABLES = ("tokenizer.json", "tokenizer.model", "spiece.model", "vocab.json", "vocab.txt")
+
+
+class HuggingFace:
+    """See `Checkpoint`. Only headers are read until a tensor is asked for.
+
+    Raises:
+        LessenError: no `config.json`, weights missing or truncated, unknown architecture, or tensors that do not fit it.
+    """
+
+    def __init__(self, folder: Path):
+        self.label = str(folder)
+        self.folder = folder
+        if not (folder / "config.json").exists():
+            remedy = "give the directory that save_pretrained wrote"
+            raise LessenError(self.label, got="no config.json", wanted="a Hugging Face model directory", remedy=remedy)
+        self.config: dict[str, Any] = read_json(folder / "config.json")
+        method = (self.config.get("quantization_config") or {}).get("quant_method")
+        if method:
+            got = f"weights already quantized with {method}"
+            raise LessenError(self.label, got=got, wanted="float weights", remedy="give the original model")
+        self._files = TensorFiles.of_folder(folder)
+        self._stored: dict[str, str] = {}
+        self.names: list[str] = []
+        self.tied: dict[str, str] = {}
+        self._match()
+        self.size_bytes = self._files.size_bytes
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        return self._files[self._key(name)].shape
+
+    def read(self, name: str) -> Tensor:
+        tensor = checked(self._files.read(self._key(name)), f"{self.label}: {name}")
+        return tensor.float() if tensor.dtype not in _KEPT_DTYPES else tensor
+
+    def quantized(self, name: str) -> Quantize | None:
+        return None
+
+    def skeleton(self) -> nn.Module:
+        model = skeleton(self.config, self.label)
+        add_generation_config(model, self.folder)
+        return model
+
+    def tokenizer(self) -> Any:
+        return load_tokenizer(self.folder, self.label)
+
+    def copy_tokenizer(self, folder: Path) -> None:
+        for name in TOKENIZER_FILES:
+            if (self.folder / name).exists():
+                shutil.copyfile(self.folder / name, folder / name)
+
+    def fingerprint(self) -> str:
+        return self._fingerprint
+
+    @cached_property
+    def _fingerprint(self) -> str:
+        return sha256(f"{self._files.digest()}{sorted(self.config.items())}".encode()).hexdigest()
+
+    def _key(self, name: str) -> str:
+        name = self.tied.get(name, name)
+        if name not in self._stored:
+            raise LessenError(self.label, got=f"a request for {name}", wanted=f"one of its {len(self.names)} tensors")
+        return self._stored[name]
+
+    def _match(self) -> None:
+        """Find each tensor of the module in the files, and which share one stored tensor."""
+        model = skeleton(self.config, self.label)
+        where = model.state_dict(keep_vars=True)
+        self._stored = self._stored_names(model, set(where))
+        groups: dict[int, list[str]] = {}
+        for name, tensor in where.items():
+            groups.setdefault(id(tensor), []).append(name)
+        for group in groups.values():
+            present = [name for name in group if name in self._stored]
+            if not present:
+                if isinstance(where[group[0]], nn.Parameter):
+                    raise self._missing(group[0])
+                continue
+            same = [name for name in present[1:] if self._equal(present[0], name)]
+            if len(present) - len(same) > 1:
+                self.config = {**self.config, "tie_word_embeddings": False}
+                same = []
+            self.names += [name for name in present if name not in same]
+            self.tied |= {name: present[0] for name in group if name in same or name not in present}
+        for name in self.names:
+            if (got := self._files[self._stored[name]].shape) != (wanted := tuple(where[name].shape)):
+                remedy = "config.json and the weights belong to different models"
+                raise LessenError(f"{self.label}: {name}", got=f"shape {got}", wanted=f"{wanted} by config.json", remedy=remedy)
+
+    def _stored_names(self, model: nn.Module, wanted: set[str]) -> dict[str, str]:
+        """Name in the module -> name in the files; files of a bare base model lack its prefix."""
+        prefix = f"{getattr(model, 'base_model_prefix', '')}."
+        buffers = {name for name, _ in model.named_buffers()}
+        ignored = getattr(model, "_keys_to_ignore_on_load_unexpected", None) or ()
+        stored: dict[str, str] = {}
+        extra: list[str] = []
+        for key in self._files:
+            name = next((n for n in (key, prefix + key) if n in wanted or n in buffers), key)
+            if name in wanted:
+                stored[name] = key
+            elif name not in buffers and not any(re.search(pattern, key) for pattern in ignored) and not _STALE.search(key):
+                extra.append(key)
+        if extra:
+            got = f"{len(extra)} tensors it has no place for ({extra[0]})"
+            missing = next((name for name in wanted if name not in stored), None)
+            wish = f"the tensors of {type(model).__name__}" + (f" ({missing} is missing)" if missing else "")
+            raise LessenError(self.label, got=got, wanted=wish, remedy="check model_type in config.json")
+        return stored
+
+    def _equal(self, a: str, b: str) -> bool:
+        return torch.equal(self._files.read(self._stored[a]), self._files.read(self._stored[b]))
+
+    def _missing(self, name: str) -> LessenError:
+        head = name.startswith(("lm_head.", "embed_out.")) and not self.config.get("tie_word_embeddings", True)
+        remedy = "copy or download the model again"
+        if head:
+            remedy = "if the output head is the embedding, set tie_word_embeddings to true in config.json"
+        return LessenError(self.label, got=f"no tensor {name} in its weights", wanted="every tensor of the model", remedy=remedy)
+
+
+_KEPT_DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool)
+_STALE = re.compile(r"(rotary_emb\.inv_freq|attn\.masked_bias|attn\.bias|attention\.bias|attention\.masked_bias)$")
+
+
+def load_tokenizer(folder: Path, label: str) -> Any:
+    """The tokenizer of a directory; LessenError that says what to add when there is none."""
+    if not any((folder / name).exists() for name in _TABLES):
+        remedy = "copy tokenizer.json and tokenizer_config.json of the original model into it"
+        raise LessenError(label, got="no tokenizer files", wanted="tokenizer.json", remedy=remedy)
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    except Exception as error:
+        reason = str(error).splitlines()[0][:160] if str(error) else type(error).__name__
+        remedy = "copy the tokenizer files of the original model again"
+        raise LessenError(label, got=f"a tokenizer that does not load ({reason})", wanted="tokenizer files", remedy=remedy) from error
+
+
+def add_generation_config(model: nn.Module, folder: Path) -> None:
+    """Let `generate` know what `generation_config.json` says."""
+    if (folder / "generation_config.json").exists() and hasattr(model, "generation_config"):
+        from transformers import GenerationConfig
+
+        model.generation_config = GenerationConfig.from_pretrained(folder, local_files_only=True)
