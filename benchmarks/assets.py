@@ -2,8 +2,6 @@
 
 Roles: calibration and the `near` evaluation text are lessen's built-in text (CPython's manual); `far` is the Brown corpus, American
 prose of 1961 that shares neither author, subject nor form with it. The Debian handbook is a third, optional text.
-
-Evaluation windows are taken one from each of as many documents as possible, so that a mean over them is a mean over subjects.
 """
 
 import html
@@ -14,10 +12,6 @@ import subprocess
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
-
-import torch
-from torch import Tensor
 
 from lessen.errors import LessenError
 
@@ -99,28 +93,3 @@ def handbook() -> dict[str, str]:
         plain = (" ".join(html.unescape(re.sub(r"<[^>]*>", "", p)).split()) for p in paragraphs)
         documents[path.stem] = "\n\n".join(filter(None, plain))
     return documents
-
-
-def windows(documents: dict[str, str], tokenizer: Any, count: int, length: int) -> Tensor:
-    """`count` windows of `length` tokens, taken round-robin from documents that are spread evenly over the collection.
-
-    Returns:
-        int64 "windows seq".
-
-    Raises:
-        LessenError: the documents hold too little text.
-    """
-    names = list(documents)
-    step = max(1, len(names) // count)
-    order = [name for start in range(step) for name in names[start::step]]
-    pieces: list[list[list[int]]] = []
-    for name in order:
-        ids = tokenizer(documents[name], verbose=False)["input_ids"]
-        pieces.append([ids[i : i + length] for i in range(0, len(ids) - length + 1, length)])
-        if len(pieces) >= count and sum(map(len, pieces)) >= count:
-            break
-    depth = max(map(len, pieces), default=0)
-    chosen = [piece[i] for i in range(depth) for piece in pieces if i < len(piece)][:count]
-    if len(chosen) < count:
-        raise LessenError("evaluation text", got=f"{len(chosen)} windows of {length} tokens", wanted=str(count), remedy="use fewer windows")
-    return torch.tensor(chosen)

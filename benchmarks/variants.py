@@ -133,23 +133,22 @@ def write(source: Path, variant: str, target: Path, seed: int = 0) -> Path:
 
 
 def off_grid(weight: Tensor, group: int = 32, levels: int = 16, tolerance: float = 1e-3) -> float:
-    """Fraction of weights that lie on no grid of `levels` evenly spaced values, one grid to each group of a row.
+    """Fraction of weights whose group of a row lies on no grid of `levels` evenly spaced values.
 
-    A group lies on a grid if its distinct values are integer multiples of one step from the smallest, at most levels - 1 of them.
-    The step is not known, so every divisor of the group's range up to levels - 1 parts is tried; a weight counts as off if it
-    misses its nearest point by more than `tolerance` steps on the best of them. For 16 levels, uniformly random values miss almost
-    surely, and values of a Q4_1 block never do, whatever its scale.
+    A group lies on a grid if its values are, but for `tolerance` steps, its smallest plus multiples of one step, levels - 1 at most.
+    The step is not known, so its range is divided into every number of parts up to that. Blocks that were decoded from Q4_1 always lie
+    on one, whatever their scale and minimum; real numbers almost never do.
 
     >>> off_grid(torch.arange(64.0).remainder(16).view(1, 64))
     0.0
-    >>> off_grid(torch.rand(1, 64, generator=torch.Generator().manual_seed(0))) > 0.8
-    True
+    >>> off_grid(torch.rand(1, 64, generator=torch.Generator().manual_seed(0)))
+    1.0
     """
     values = weight.double().reshape(-1, group)
     low = values.amin(1, keepdim=True)
     span = (values.amax(1, keepdim=True) - low).clamp_min(torch.finfo(torch.float64).tiny)
-    fewest = torch.full((len(values),), group, dtype=torch.int64)
+    off = torch.ones(len(values), dtype=torch.bool)
     for parts in range(1, levels):
         position = (values - low) / span * parts
-        fewest = torch.minimum(fewest, ((position - position.round()).abs() > tolerance).sum(1))
-    return fewest.sum().item() / weight.numel()
+        off &= ((position - position.round()).abs() > tolerance).any(1)
+    return off.double().mean().item()

@@ -1,0 +1,176 @@
+"""What every benchmark shares: rows that survive a kill, processes measured from outside, the environment, goals.
+
+A benchmark is a module with two functions: `rows(session)` measures, row by row, through `session.row(key, compute)`; `goals(rows)` is
+a pure function of the rows. Finished rows lie in a side file, one JSON object a line, headed by what they depend on (benchmark, size,
+versions); a second run of the same command takes them from there.
+"""
+
+import json
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+Row = dict[str, Any]
+PACKAGES = ("lessen", "torch", "numpy", "transformers", "gguf", "xllamacpp", "onnxruntime", "onnxruntime-genai", "compressed-tensors")
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@dataclass(frozen=True)
+class Goal:
+    """One figure that was promised. met is None where the figure could not be measured here; `value` then says why."""
+
+    name: str
+    value: float | str
+    target: str
+    met: bool | None
+
+
+def at_least(name: str, value: float | None, target: float, unit: str = "") -> Goal:
+    """A goal met by values of `target` or more; a value of None is one that was not measured."""
+    wanted = f">= {target}{unit}"
+    return Goal(name, "not measured", wanted, None) if value is None else Goal(name, round(value, 4), wanted, value >= target)
+
+
+def at_most(name: str, value: float | None, target: float, unit: str = "") -> Goal:
+    """A goal met by values of `target` or less."""
+    wanted = f"<= {target}{unit}"
+    return Goal(name, "not measured", wanted, None) if value is None else Goal(name, round(value, 4), wanted, value <= target)
+
+
+@dataclass
+class Session:
+    """One run of a benchmark: its size, where it may write, and the rows that are already there.
+
+    Attributes:
+        name: of the benchmark.
+        smoke: seconds instead of hours, on a random model of a few thousand weights.
+        side: file of finished rows; None keeps nothing.
+        only: take up only rows whose key contains this text; the others are left out of the result.
+        threads: for every runtime that is measured.
+    """
+
+    name: str
+    smoke: bool = False
+    side: Path | None = None
+    only: str | None = None
+    threads: int = 1
+    kept: dict[str, Row] = field(default_factory=dict)
+
+    def __post_init__(self):
+        head = {"benchmark": self.name, "smoke": self.smoke, "threads": self.threads}
+        if self.side is None:
+            return
+        if self.side.exists():
+            lines = [json.loads(line) for line in self.side.read_text().splitlines() if line.endswith("}")]
+            if lines and lines[0] == head:
+                self.kept = {line["key"]: line["row"] for line in lines[1:]}
+                return
+        self.side.parent.mkdir(parents=True, exist_ok=True)
+        self.side.write_text(json.dumps(head) + "\n")
+
+    def row(self, key: str, compute: Callable[[], Row]) -> Row | None:
+        """The row `key`: from the side file if it is there, else computed and appended to it at once. None if `only` leaves it out."""
+        if self.only is not None and self.only not in key:
+            return self.kept.get(key)
+        if key not in self.kept:
+            start = time.perf_counter()
+            print(f"{self.name}: {key} ...", file=sys.stderr, flush=True)
+            row = compute()
+            self.kept[key] = {"key": key, **row, "wall_seconds": round(time.perf_counter() - start, 1)}
+            if self.side is not None:
+                with self.side.open("a") as file:
+                    file.write(json.dumps({"key": key, "row": self.kept[key]}) + "\n")
+            print(f"{self.name}: {key}: {self.kept[key]['wall_seconds']} s", file=sys.stderr, flush=True)
+        return self.kept[key]
+
+
+def measured(command: Sequence[str], *, threads: int = 1, timeout: float | None = None, env: Mapping[str, str] | None = None) -> Row:
+    """Run a command and say what it cost: cpu_seconds (user and system), peak_mb (resident), seconds (wall), exit code, end of stderr.
+
+    The kernel counts for the child alone (wait4), so neither this process nor earlier children are in the figures.
+    """
+    limits = {k: str(threads) for k in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")}
+    environment = os.environ | limits | {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"} | dict(env or {})
+    with tempfile.TemporaryFile("w+") as errors, tempfile.TemporaryFile("w+") as output:
+        start = time.perf_counter()
+        process = subprocess.Popen(command, stdout=output, stderr=errors, cwd=ROOT, env=environment)
+        usage, code = _wait(process, None if timeout is None else start + timeout)
+        seconds = time.perf_counter() - start
+        errors.seek(0)
+        output.seek(0)
+        return {
+            "code": code,
+            "cpu_seconds": round(usage.ru_utime + usage.ru_stime, 2),
+            "peak_mb": round(usage.ru_maxrss / 1024, 1),
+            "seconds": round(seconds, 2),
+            "stdout": output.read(),
+            "stderr": errors.read()[-4000:],
+        }
+
+
+def _wait(process: subprocess.Popen[bytes], deadline: float | None) -> tuple[Any, int]:
+    """Resource usage and exit code of a child; killed at the deadline."""
+    while True:
+        pid, status, usage = os.wait4(process.pid, 0 if deadline is None else os.WNOHANG)
+        if pid:
+            process.returncode = os.waitstatus_to_exitcode(status)  # Popen must not wait for it again
+            return usage, process.returncode
+        if deadline is not None and time.perf_counter() > deadline:
+            process.kill()
+            deadline = None
+        time.sleep(0.05)
+
+
+def worker(task: str, arguments: Row, *, python: str | None = None, **options: Any) -> Row:
+    """Run `benchmarks.worker TASK` in its own process; returns its JSON answer beside what it cost."""
+    cost = measured([python or sys.executable, "-m", "benchmarks.worker", task, json.dumps(arguments)], **options)
+    if cost["code"]:
+        raise RuntimeError(f"benchmarks.worker {task}: exit code {cost['code']}\n{cost['stderr']}")
+    answer = json.loads(cost["stdout"].splitlines()[-1])
+    return {"answer": answer} | {k: cost[k] for k in ("cpu_seconds", "peak_mb", "seconds")}
+
+
+def environment(threads: int) -> Row:
+    """Versions, processor and threads: what a figure depends on."""
+    found = {}
+    for package in PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = "not installed"
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    name = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.processor())
+    flags = next((line.partition(":")[2].split() for line in lines if line.startswith("flags")), [])
+    return {
+        "python": platform.python_version(),
+        "system": platform.platform(),
+        "processor": name,
+        "cores": os.cpu_count(),
+        "instructions": [f for f in ("avx2", "fma", "avx512f", "avx512_vnni", "avx_vnni", "amx_int8") if f in flags],
+        "threads": threads,
+        "versions": found,
+        "load_before": round(os.getloadavg()[0], 2),
+    }
+
+
+def result(command: str, env: Row, rows: Sequence[Row], goals: Sequence[Goal]) -> Row:
+    """The one JSON object that a benchmark writes; its seconds are those of the rows, whichever run measured them."""
+    seconds = sum(row["wall_seconds"] for row in rows)
+    return {"command": command, "env": env, "seconds": round(seconds, 1), "rows": list(rows), "goals": [asdict(goal) for goal in goals]}
+
+
+def write(path: Path, data: Row) -> None:
+    """Write JSON aside, then rename."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_suffix(".aside")
+    aside.write_text(json.dumps(data, indent=1, allow_nan=False) + "\n")
+    aside.replace(path)
