@@ -1,0 +1,43 @@
+"""Results on stdout: a table for people, one JSON object for programs."""
+
+import json
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, is_dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+SCHEMA_VERSION = 1
+
+
+def emit(command: str, data: Mapping[str, Any]) -> None:
+    """Print one JSON object: `{"schema_version": 1, "command": .., ...}`."""
+    print(json.dumps({"schema_version": SCHEMA_VERSION, "command": command, **data}, default=_plain, allow_nan=False))
+
+
+def table(header: Sequence[str], rows: Iterable[Sequence[str]], numeric: Iterable[int] = (), title: str = "") -> None:
+    """Print rows as a table that wraps in a terminal and stays whole in a pipe."""
+    right = set(numeric)
+    drawn = Table(title=title or None, title_justify="left", title_style="bold", box=None, pad_edge=False)
+    for i, name in enumerate(header):
+        drawn.add_column(name, justify="right" if i in right else "left", overflow="fold", header_style="bold")
+    for row in rows:
+        drawn.add_row(*row)
+    console = Console(file=sys.stdout, highlight=False, markup=False)
+    if not console.is_terminal:
+        console.width = 200
+    console.print(drawn)
+
+
+def say(text: str) -> None:
+    """Print a sentence as it is."""
+    print(text)
+
+
+def _plain(value: Any) -> Any:
+    if is_dataclass(value) and not isinstance(value, type):
+        return asdict(value)
+    return str(value) if isinstance(value, Path) else value.item() if hasattr(value, "item") else repr(value)

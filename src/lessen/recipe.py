@@ -1,0 +1,309 @@
+"""Recipes: a list of methods as TOML, as one line of text, or as JSON. The only place where strings become objects.
+
+    calibration = "notes.txt"          # or "builtin"; tokens = 16384; seed = 0
+    [[method]]
+    name = "GPTQ"
+    bits = 4
+    candidates = ["GPTQ(bits=4)", {name = "RTN", bits = 4}]      # where an option holds methods, both spellings serve
+
+A method's dataclass fields are the only definition of its options: their names, their annotations (which decide what a value may be)
+and the docstring under each field (which is its help). Nothing is guessed: an unknown name answers with the nearest one, a value of
+the wrong type with what was wanted, both with the line of the file.
+"""
+
+import ast
+import inspect
+import re
+import tomllib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, fields, is_dataclass, replace
+from itertools import pairwise
+from pathlib import Path
+from types import NoneType, UnionType
+from typing import TYPE_CHECKING, Any, Literal, Union, get_args, get_origin, get_type_hints
+
+from lessen.errors import LessenError, UsageError, nearest
+
+if TYPE_CHECKING:
+    from lessen.core.method import Method
+
+
+@dataclass(frozen=True)
+class Recipe(Sequence["Method"]):
+    r"""Methods in the order in which they decide, with the settings that a recipe file may carry (None: not said).
+
+    >>> loads('tokens = 4096\n[[method]]\nname = "RTN"\nbits = 3').tokens
+    4096
+    """
+
+    methods: "tuple[Method, ...]"
+    calibration: str | None = None
+    """Path of the calibration text, or "builtin"."""
+    tokens: int | None = None
+    """How many calibration tokens to read."""
+    seed: int | None = None
+    """Seed of everything random."""
+
+    def __len__(self) -> int:
+        return len(self.methods)
+
+    def __getitem__(self, index: Any) -> Any:
+        return self.methods[index]
+
+    def __iter__(self) -> "Iterator[Method]":
+        return iter(self.methods)
+
+
+@dataclass(frozen=True)
+class Dial:
+    """The one wish from which a recipe can be derived.
+
+    Attributes:
+        kind: "bytes" of all weights, "bpw" (bits per weight over the whole model), or "times" the bytes of the source.
+        value: in that unit.
+
+    >>> Dial.parse("70MB"), Dial.parse("4.5bpw"), Dial.parse("0.5x")
+    (Dial(kind='bytes', value=70000000.0), Dial(kind='bpw', value=4.5), Dial(kind='times', value=0.5))
+    """
+
+    kind: Literal["bytes", "bpw", "times"]
+    value: float
+
+    @classmethod
+    def parse(cls, text: str, where: str = "--to") -> "Dial":
+        """Read `70MB`, `64MiB`, `4bpw` or `0.5x`; UsageError for anything else."""
+        found = re.fullmatch(r"\s*(\d+\.?\d*|\.\d+)\s*([a-z]+)\s*", text, re.IGNORECASE)
+        number, unit = (float(found[1]), found[2].lower()) if found else (0.0, "")
+        if unit in _BYTES and number > 0:
+            return cls("bytes", number * _BYTES[unit])
+        if unit == "bpw" and 0 < number <= 32:
+            return cls("bpw", number)
+        if unit == "x" and 0 < number <= 1:
+            return cls("times", number)
+        raise UsageError(
+            where, got=repr(text), wanted="a size (70MB), bits per weight (4bpw, up to 32) or a share of the source (0.5x, up to 1)"
+        )
+
+    def __str__(self) -> str:
+        return {"bytes": f"{self.value / 1e6:g}MB", "bpw": f"{self.value:g}bpw", "times": f"{self.value:g}x"}[self.kind]
+
+
+_BYTES = {"b": 1, "kb": 1e3, "mb": 1e6, "gb": 1e9, "kib": 2**10, "mib": 2**20, "gib": 2**30}
+
+
+def load(path: str | Path) -> Recipe:
+    """Read a recipe file (.toml, or .json as `to_json` gives it)."""
+    path = Path(path)
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(str(path), got=str(error), wanted="a recipe in TOML", remedy="lessen ls shows methods and options") from None
+    return loads(text, str(path))
+
+
+def loads(text: str, where: str = "recipe") -> Recipe:
+    """Read a recipe from TOML (or JSON) text; `where` is the name that errors give it."""
+    try:
+        data = _from_json_text(text) if text.lstrip().startswith(("[{", "{")) else tomllib.loads(text)
+    except ValueError as error:
+        line = re.search(r"line (\d+)", str(error))
+        raise UsageError(f"{where}:{line[1]}" if line else where, got=str(error), wanted="TOML", remedy="words need quotes") from None
+    return _recipe(data, _Place(where, text))
+
+
+def parse(methods: str | Iterable[str], where: str = "--method") -> Recipe:
+    """Read methods from lines such as `GPTQ(bits=4, group=64)`.
+
+    >>> list(parse("RTN(bits=3)"))[0].bits
+    3
+    >>> parse("GTPQ")
+    Traceback (most recent call last):
+    lessen.errors.UsageError: --method: got the method GTPQ, wanted one that exists; did you mean GPTQ?
+    """
+    texts = [methods] if isinstance(methods, str) else methods
+    return Recipe(tuple(_method(text, _Place(where)) for text in texts))
+
+
+def to_json(methods: "Iterable[Method]") -> list[dict[str, Any]]:
+    """Methods as plain data, every option spelt out, for records and for `from_json`."""
+    return [_plain(method) for method in methods]
+
+
+def from_json(data: Sequence[Mapping[str, Any]], where: str = "recipe") -> "list[Method]":
+    """The methods that `to_json` described; as strict as a file."""
+    return [_method(item, _Place(where)) for item in data]
+
+
+@dataclass(frozen=True)
+class Option:
+    """One option of a method, for help and documentation."""
+
+    name: str
+    type: str
+    default: Any
+    help: str
+
+
+def options(method: type[Any]) -> list[Option]:
+    """The options of a method class, read from its dataclass fields; the help is the docstring under each field.
+
+    >>> from lessen.methods import METHODS
+    >>> [option.name for cls in METHODS if cls.__name__ == "RTN" for option in options(cls)][0]
+    'bits'
+    """
+    helps: dict[str, str] = {}
+    for cls in reversed([c for c in method.__mro__ if is_dataclass(c)]):
+        body = ast.parse(inspect.getsource(cls)).body[0]
+        assert isinstance(body, ast.ClassDef)
+        for field, after in pairwise(body.body):
+            if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name):
+                text = after.value if isinstance(after, ast.Expr) else None
+                helps[field.target.id] = (
+                    inspect.cleandoc(text.value) if isinstance(text, ast.Constant) and isinstance(text.value, str) else ""
+                )
+    hints = get_type_hints(method)
+    return [Option(f.name, _spell(hints[f.name]), f.default, helps.get(f.name, "")) for f in fields(method) if f.init]
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Where a piece of a recipe stands, to name its line when something is wrong with it."""
+
+    label: str
+    text: str = ""
+    line: int = 0
+
+    def __str__(self) -> str:
+        return f"{self.label}:{self.line}" if self.line else self.label
+
+    def find(self, pattern: str, count: int = 1) -> "_Place":
+        """The `count`-th line from here on that matches, or here when none does."""
+        lines = enumerate(self.text.splitlines(), 1)
+        hits = [n for n, line in lines if n >= self.line and re.search(pattern, line.split(" #")[0])]
+        return replace(self, line=hits[count - 1]) if len(hits) >= count else self
+
+    def key(self, name: str) -> "_Place":
+        return self.find(rf"""(?:^|[\s{{,"']){re.escape(name)}["']?\s*[=:]""")
+
+
+def _recipe(data: Mapping[str, Any], place: _Place) -> Recipe:
+    hints = get_type_hints(Recipe, localns={"Method": object})
+    settings = {name: hint for name, hint in hints.items() if name != "methods"}
+    unknown = [key for key in data if key not in {"method", *settings}]
+    if unknown:
+        raise UsageError(
+            str(place.key(unknown[0])),
+            got=f"the key {unknown[0]}",
+            wanted="a key of a recipe",
+            remedy=nearest(unknown[0], ["method", *settings]),
+        )
+    items = data.get("method", [])
+    if not isinstance(items, list) or not items:
+        raise UsageError(str(place), got="no [[method]]", wanted="at least one", remedy='add [[method]] and name = "GPTQ"')
+    methods = tuple(_method(item, place.find(r"^\s*\[\[\s*method\s*\]\]", i)) for i, item in enumerate(items, 1))
+    return Recipe(methods, **{key: _coerce(data[key], settings[key], place.key(key), key) for key in settings if key in data})
+
+
+def _method(item: Any, place: _Place) -> Any:
+    """Build one method from a table, a line of text, or the method itself."""
+    from lessen.methods import METHODS
+
+    known = {cls.__name__: cls for cls in METHODS}
+    if type(item) in known.values():
+        return item
+    item = _call(item, place) if isinstance(item, str) else item
+    if not isinstance(item, Mapping) or not isinstance(item.get("name"), str):
+        raise UsageError(str(place), got=repr(item), wanted='a method: {name = "GPTQ", bits = 4} or "GPTQ(bits=4)"')
+    name = item["name"]
+    if name not in known:
+        raise UsageError(str(place.key("name")), got=f"the method {name}", wanted="one that exists", remedy=nearest(name, known))
+    cls, given = known[name], {key: value for key, value in item.items() if key != "name"}
+    hints = {field.name: get_type_hints(cls)[field.name] for field in fields(cls) if field.init}
+    for key in given:
+        if key not in hints:
+            raise UsageError(str(place.key(key)), got=f"the option {key}", wanted=f"an option of {name}", remedy=nearest(key, hints))
+    values = {key: _coerce(value, hints[key], place.key(key), f"{name}.{key}") for key, value in given.items()}
+    try:
+        return cls(**values)
+    except LessenError as error:
+        raise UsageError(f"{place}: {error.where}", got=error.got, wanted=error.wanted, remedy=error.remedy) from None
+
+
+def _call(text: str, place: _Place) -> dict[str, Any]:
+    """`GPTQ(bits=4)` as the table that it abbreviates. Bare words are strings, except true, false and none."""
+
+    def value(node: ast.expr) -> Any:
+        match node:
+            case ast.Call(func=ast.Name(id=name), args=[], keywords=keywords) if all(k.arg for k in keywords):
+                return {"name": name} | {k.arg: value(k.value) for k in keywords}
+            case ast.Name(id=word):
+                return {"true": True, "false": False, "none": None}.get(word.lower(), word)
+            case ast.List(elts=items) | ast.Tuple(elts=items):
+                return [value(item) for item in items]
+            case _:
+                return ast.literal_eval(node)
+
+    try:
+        body = ast.parse(text.strip(), mode="eval").body
+        return {"name": body.id} if isinstance(body, ast.Name) else value(body)
+    except (SyntaxError, ValueError):
+        raise UsageError(
+            str(place), got=repr(text), wanted="a method with its options", remedy="write it like GPTQ(bits=4, group=64)"
+        ) from None
+
+
+def _coerce(value: Any, want: Any, place: _Place, name: str) -> Any:
+    """`value` as the annotation `want` asks for, or a UsageError."""
+    origin, args = get_origin(want), get_args(want)
+    if origin in (Union, UnionType):
+        for option in args:
+            with suppress(UsageError):
+                return _coerce(value, option, place, name)
+    elif origin is Literal:
+        if any(value == arg and type(value) is type(arg) for arg in args):
+            return value
+        if isinstance(value, str):
+            remedy = nearest(value, map(str, args))
+            raise UsageError(str(place), got=f"{name} = {value!r}", wanted=_spell(want), remedy=remedy)
+    elif want is NoneType:
+        if value is None or value == "none":
+            return None
+    elif want is float and type(value) is int:
+        return float(value)
+    elif want in (bool, int, float, str):
+        if type(value) is want:
+            return value
+    elif origin is tuple and isinstance(value, list | tuple):
+        if args[-1] is Ellipsis:
+            return tuple(_coerce(item, args[0], place, name) for item in value)
+        if len(args) == len(value):
+            return tuple(_coerce(item, arg, place, name) for item, arg in zip(value, args, strict=True))
+    elif origin is not tuple and (isinstance(value, str | Mapping) or is_dataclass(value)):
+        return _method(value, place)
+    raise UsageError(str(place), got=f"{name} = {value!r} ({type(value).__name__})", wanted=_spell(want))
+
+
+def _spell(want: Any) -> str:
+    """An annotation in words for a message."""
+    origin, args = get_origin(want), get_args(want)
+    if origin in (Union, UnionType):
+        return " or ".join(_spell(arg) for arg in args)
+    if origin is Literal:
+        return " or ".join(map(repr, args))
+    if origin is tuple:
+        return f"a list, each {_spell(args[0])}"
+    return {NoneType: "none", int: "an integer", float: "a number", bool: "true or false", str: "a string"}.get(want, "a method")
+
+
+def _plain(value: Any) -> Any:
+    if is_dataclass(value):
+        return {"name": type(value).__name__} | {f.name: _plain(getattr(value, f.name)) for f in fields(value) if f.init}
+    return [_plain(item) for item in value] if isinstance(value, tuple | list) else value
+
+
+def _from_json_text(text: str) -> dict[str, Any]:
+    import json
+
+    data = json.loads(text)
+    return {"method": data} if isinstance(data, list) else data
