@@ -55,11 +55,3 @@ FAMILIES: dict[str, Family] = {
     "opt": _OPT,
 }
 """Families by the `model_type` of their configuration."""
-
-BIAS_FIELDS: dict[str, dict[str, tuple[str, ...]]] = {
-    "llama": {"attention_bias": (*_LLAMA.qkv, _LLAMA.o), "mlp_bias": (*_LLAMA.reads, _LLAMA.down)},
-    "granite": {"attention_bias": (*_LLAMA.qkv, _LLAMA.o), "mlp_bias": (*_LLAMA.reads, _LLAMA.down)},
-    "smollm3": {"attention_bias": (*_LLAMA.qkv, _LLAMA.o), "mlp_bias": (*_LLAMA.reads, _LLAMA.down)},
-    **{name: {"attention_bias": (*_LLAMA.qkv, _LLAMA.o)} for name in ("qwen3", "gemma", "gemma2", "gemma3_text")},
-}
-"""By `model_type`: configuration field -> the linears of every block that carry a bias when it is true."""

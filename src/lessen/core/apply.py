@@ -1,0 +1,222 @@
+"""Carrying out decisions: the only code that changes a model.
+
+Everything is worked out and checked first (`trace`), every changed tensor is computed beside the old one, and only then is the
+model touched, with assignments that cannot fail: a model is changed completely or not at all.
+
+`mode="slice"` cuts channels away, `mode="mask"` leaves the shapes and puts zeros where they were. A block that is dropped is masked by
+zeroing all it holds: it then adds nothing to the residual stream. Both modes of the same edits give the same outputs, which is the
+strongest test of a unit there is.
+
+`Factor` is carried out as the dense product u @ v, so that names, shapes and stock loaders hold; a runtime that profits from two thin
+matrices takes them from the edit.
+"""
+
+import copy
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from lessen.core.config import config_changes, unit_sizes, zero_biases
+from lessen.core.edit import Drop, Edit, Factor, Keep, Quantize, Replace
+from lessen.core.trace import Shape, Traced, kept, touched, trace
+from lessen.errors import LessenError
+
+_ALSO_CALLED = {
+    "num_attention_heads": ("num_heads", "num_attention_heads"),
+    "num_key_value_heads": ("num_key_value_heads", "num_kv_heads"),
+    "intermediate_size": ("intermediate_size",),
+    "ffn_dim": ("ffn_dim",),
+}
+
+
+def edited(name: str, tensor: Tensor, edits: Sequence[Edit]) -> Tensor | None:
+    """The tensor `name` after the edits that speak of it, in its dtype; None if its block is dropped.
+
+    >>> edited("w", torch.ones(2, 2), [Replace("w", torch.zeros(2, 2))])
+    tensor([[0., 0.],
+            [0., 0.]])
+    """
+    for edit in edits:
+        if isinstance(edit, Drop):
+            if name.startswith(f"{edit.unit.name}."):
+                return None
+        elif name in touched(edit):
+            tensor = carry_out(tensor, ((name, edit),))
+    return tensor
+
+
+def carry_out(tensor: Tensor, steps: Sequence[tuple[str, Edit]]) -> Tensor:
+    """A tensor after the steps that `trace` found for it, in its dtype and on its device."""
+    for name, edit in steps:
+        match edit:
+            case Keep():
+                for axis, indices in kept(edit, name, tuple(tensor.shape)).items():
+                    tensor = tensor.index_select(axis, indices.to(tensor.device))
+            case Quantize(_, format, codes):
+                tensor = format.decode(codes).to(tensor)
+            case Replace(_, weight):
+                tensor = weight.to(tensor)
+            case Factor(_, u, v):
+                tensor = (u @ v).to(tensor)
+            case Drop():
+                pass
+    return tensor
+
+
+def apply(model: nn.Module, edits: Sequence[Edit], mode: Literal["slice", "mask"] = "slice") -> nn.Module:
+    """Change a model in place.
+
+    Args:
+        model: any module; a Hugging Face one has its configuration changed along.
+        edits: decisions, in order (see `lessen.core.trace` for the rules).
+        mode: "slice" makes tensors smaller, "mask" zeroes instead and changes no shape.
+
+    Returns:
+        The same module.
+
+    Raises:
+        LessenError: an edit does not fit; the model is as it was.
+    """
+    if mode not in ("slice", "mask"):
+        raise LessenError("apply", got=f"mode {mode!r}", wanted="slice or mask")
+    stored = dict(model.named_parameters())
+    by_id = {id(p): n for n, p in stored.items()}
+    tied = {n: by_id[id(p)] for n, p in model.named_parameters(remove_duplicate=False) if by_id[id(p)] != n}
+    traced = trace({n: tuple(p.shape) for n, p in stored.items()}, edits, tied)
+    if mode == "mask":
+        _assign(model, dict(_masked(stored, traced)))
+        return model
+    config = getattr(model, "config", None)
+    settings: dict[str, Any] = config.to_dict() if hasattr(config, "to_dict") else {}  # pyright: ignore[reportOptionalMemberAccess]
+    changes = config_changes(settings, edits, traced)
+    _try(config, changes)
+    places = {name: tensor.place for name, tensor in traced.items()}
+    tensors = {t.place: carry_out(_before(stored, t), t.steps) for t in traced.values() if t.steps}
+    for name, shape in zero_biases(settings, traced).items():
+        weight = places[f"{name.removesuffix('bias')}weight"]
+        tensors[f"{weight.removesuffix('weight')}bias"] = stored[weight].detach().new_zeros(shape)
+    attributes = [*_attributes(model, edits, places, changes), *((config, key, value) for key, value in changes.items())]
+    shorter = list(_shorter(model, traced, stored))
+    _assign(model, tensors)
+    for blocks, stay in shorter:
+        _renumber(blocks, stay)
+    for owner, key, value in attributes:
+        setattr(owner, key, value)
+    return model
+
+
+def _try(config: Any, changes: Mapping[str, Any]) -> None:
+    """Make the changes on a copy of the configuration, which may refuse them."""
+    trial = copy.deepcopy(config) if changes else None
+    try:
+        for key, value in changes.items():
+            setattr(trial, key, value)
+    except (TypeError, ValueError) as error:
+        reason = " ".join(str(error).split())[:160]
+        raise LessenError(type(config).__name__, got=f"{dict(changes)}", wanted="a configuration that it accepts", remedy=reason) from error
+
+
+def _before(stored: Mapping[str, nn.Parameter], tensor: Traced) -> Tensor:
+    """The tensor before its steps; for a new bias, something of its dtype and device."""
+    if tensor.shape is None:
+        return stored[f"{tensor.place.removesuffix('bias')}weight"].detach().new_zeros(tensor.after)
+    return stored[tensor.place].detach()
+
+
+def _masked(stored: Mapping[str, nn.Parameter], traced: Mapping[str, Traced]) -> Iterator[tuple[str, Tensor]]:
+    """Changed tensors in their first shapes, zero where channels or blocks are gone."""
+    for name in stored.keys() - {t.place for t in traced.values()}:
+        yield name, torch.zeros_like(stored[name])
+    for tensor in traced.values():
+        if not tensor.steps:
+            continue
+        before = _before(stored, tensor)
+        if tensor.shape is None:
+            weight = next(t for t in traced.values() if t.place == f"{tensor.place.removesuffix('bias')}weight")
+            rows = stored[weight.place].shape[:1]
+            before, steps = before.new_zeros(rows), (*(s for s in weight.steps if isinstance(s[1], Keep)), *tensor.steps)
+            places = _surviving(tuple(stored[weight.place].shape), steps)[:1]
+        else:
+            places = _surviving(tensor.shape, tensor.steps)
+        full = torch.zeros_like(before)
+        full[torch.meshgrid(*places, indexing="ij")] = carry_out(_before(stored, tensor), tensor.steps)
+        yield tensor.place, full
+
+
+def _surviving(shape: Shape, steps: Sequence[tuple[str, Edit]]) -> list[Tensor]:
+    """For each axis, the first indices of what is left after the steps."""
+    places = [torch.arange(size) for size in shape]
+    for name, edit in steps:
+        if isinstance(edit, Keep):
+            for axis, indices in kept(edit, name, tuple(len(p) for p in places)).items():
+                places[axis] = places[axis][indices]
+    return places
+
+
+def _assign(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    """Put tensors into the parameters that exist, so that what shares them goes on sharing, and make the biases that do not."""
+    for name, tensor in tensors.items():
+        path, _, key = name.rpartition(".")
+        owner = model.get_submodule(path)
+        parameter = owner._parameters.get(key)
+        if parameter is None:
+            grad = next(owner.parameters()).requires_grad
+            owner.register_parameter(key, nn.Parameter(tensor, requires_grad=grad))
+        else:
+            parameter.data = tensor
+            parameter.grad = None
+    for module in model.modules():
+        weight = module._parameters.get("weight")
+        if weight is None:
+            continue
+        if isinstance(module, nn.Linear):
+            module.out_features, module.in_features = weight.shape
+        elif isinstance(module, nn.Embedding):
+            module.num_embeddings, module.embedding_dim = weight.shape
+
+
+def _attributes(
+    model: nn.Module, edits: Sequence[Edit], places: Mapping[str, str], changes: Mapping[str, Any]
+) -> Iterator[tuple[Any, str, Any]]:
+    """Sizes that modules keep for themselves, as (module, attribute, value)."""
+    configs: dict[int, Any] = {}
+    for field, by_unit in unit_sizes(edits).items():
+        for unit, value in by_unit.items():
+            # Units are known by their final names; tensors below them tell where the module is in the model as it stands.
+            below = next((n for n in places if n.startswith(f"{unit}.")), None)
+            if below is None:
+                continue
+            depth = below.removeprefix(unit).count(".")
+            module = model.get_submodule(places[below].rsplit(".", depth)[0])
+            for key in _ALSO_CALLED.get(field, (field,)):
+                if isinstance(getattr(module, key, None), int):
+                    yield module, key, value
+            own = getattr(module, "config", None)
+            if own is not None and hasattr(own, field) and field not in changes and getattr(own, field) != value:
+                # Blocks differ, and this module asks its configuration: it gets one of its own.
+                own = configs.setdefault(id(module), copy.copy(own))
+                setattr(own, field, value)
+                yield module, "config", own
+
+
+def _shorter(
+    model: nn.Module, traced: Mapping[str, Traced], stored: Mapping[str, nn.Parameter]
+) -> Iterator[tuple[nn.ModuleList, list[nn.Module]]]:
+    """Lists of blocks of which some are dropped, with those that stay."""
+    places = {tensor.place for tensor in traced.values()}
+    for path, module in model.named_modules():
+        if isinstance(module, nn.ModuleList):
+            had = {n[len(path) + 1 :].split(".")[0] for n in stored if n.startswith(f"{path}.")}
+            has = {n[len(path) + 1 :].split(".")[0] for n in places if n.startswith(f"{path}.")}
+            if had != has and has:
+                yield module, [block for number, block in module.named_children() if number not in had - has]
+
+
+def _renumber(blocks: nn.ModuleList, stay: Sequence[nn.Module]) -> None:
+    blocks._modules = {str(number): block for number, block in enumerate(stay)}
+    for number, block in enumerate(stay):
+        for module in block.modules():
+            if isinstance(getattr(module, "layer_idx", None), int):
+                setattr(module, "layer_idx", number)  # noqa: B010  (nn.Module types attributes as modules)

@@ -1,0 +1,106 @@
+"""What the configuration of an edited model says, so that a stock loader builds the right shapes.
+
+Widths and head counts are fields if all blocks agree; if they differ, the fields stay and the loader must go by the shapes of the
+tensors. A bias on one linear is written as a flag for a whole group of linears, so the others of the group get biases of zero.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from lessen.core.edit import Drop, Edit, Keep
+from lessen.core.trace import Shape, Traced, renumbering
+
+_ATTENTION = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj")
+_MLP = ("mlp.gate_proj", "mlp.up_proj", "mlp.down_proj")
+BIAS_FIELDS: dict[str, dict[str, tuple[str, ...]]] = {
+    **{family: {"attention_bias": _ATTENTION, "mlp_bias": _MLP} for family in ("llama", "granite", "smollm3")},
+    **{family: {"attention_bias": _ATTENTION} for family in ("qwen3", "gemma", "gemma2", "gemma3_text")},
+}
+"""By `model_type`: configuration field -> the linears of every block that carry a bias when it is true."""
+
+_DEPTH = ("num_hidden_layers", "n_layer", "num_layers")
+_BLOCK = re.compile(r"(.*?\.\d+)\.(.+)\.(?:weight|bias)")
+
+
+def depth_field(config: Mapping[str, Any]) -> str | None:
+    """The field that counts decoder blocks."""
+    return next((name for name in _DEPTH if isinstance(config.get(name), int)), None)
+
+
+def config_changes(config: Mapping[str, Any], edits: Sequence[Edit], traced: Mapping[str, Traced]) -> dict[str, Any]:
+    """Fields of the configuration that differ after the edits, with their values.
+
+    Args:
+        config: of the model before the edits.
+        edits: the edits.
+        traced: what `lessen.core.trace.trace` makes of them.
+    """
+    changes = _depth_changes(config, edits)
+    depth = depth_field(config)
+    layers = changes.get(depth, config[depth]) if depth else None
+    for name, by_unit in unit_sizes(edits).items():
+        values = set(by_unit.values())
+        if len(values) == 1 and (layers is None or len(by_unit) == layers):
+            changes[name] = values.pop()
+    if "num_attention_heads" in changes and not config.get("head_dim"):
+        changes["head_dim"] = config["hidden_size"] // config["num_attention_heads"]
+    for name in _bias_groups(config, traced):
+        changes[name] = True
+    return {k: v for k, v in changes.items() if k not in config or config[k] != v}
+
+
+def unit_sizes(edits: Sequence[Edit]) -> dict[str, dict[str, int]]:
+    """Configuration field -> unit (by its final name) -> size after the edits; dropped units are missing."""
+    sizes: dict[str, dict[str, int]] = {}
+    run: list[Drop] = []
+    for edit in [*edits, None]:
+        if isinstance(edit, Drop):
+            run.append(edit)
+            continue
+        if run:
+            rename = renumbering(run)
+            for name, by_unit in sizes.items():
+                sizes[name] = {new: value for unit, value in by_unit.items() if (new := rename(unit)) is not None}
+            run = []
+        if isinstance(edit, Keep):
+            for name, factor in edit.unit.sizes.items():
+                sizes.setdefault(name, {})[edit.unit.name] = factor * len(edit.indices)
+    return sizes
+
+
+def zero_biases(config: Mapping[str, Any], traced: Mapping[str, Traced]) -> dict[str, Shape]:
+    """Biases of zero that must accompany the ones which the edits add: final name -> shape."""
+    wanted: dict[str, Shape] = {}
+    groups = _bias_groups(config, traced)
+    linears = {linear for group in groups.values() for linear in group}
+    for name, tensor in traced.items():
+        found = _BLOCK.fullmatch(name)
+        if found and found[2] in linears and name.endswith(".weight") and (bias := f"{found[1]}.{found[2]}.bias") not in traced:
+            wanted[bias] = tensor.after[:1]
+    return wanted
+
+
+def _bias_groups(config: Mapping[str, Any], traced: Mapping[str, Traced]) -> dict[str, tuple[str, ...]]:
+    fields = BIAS_FIELDS.get(str(config.get("model_type")), {})
+    added = {found[2] for name, tensor in traced.items() if tensor.shape is None and (found := _BLOCK.fullmatch(name))}
+    return {name: group for name, group in fields.items() if not config.get(name) and added & set(group)}
+
+
+def _depth_changes(config: Mapping[str, Any], edits: Sequence[Edit]) -> dict[str, Any]:
+    """Fewer blocks, and lists with an entry per block without the entries of those that went."""
+    field = depth_field(config)
+    if field is None:
+        return {}
+    depth = config[field]
+    stay = list(range(depth))
+    run: list[int] = []
+    for edit in [*edits, None]:
+        if isinstance(edit, Drop):
+            run.append(int(edit.unit.name.rpartition(".")[2]))
+        elif run:
+            stay = [number for place, number in enumerate(stay) if place not in run]
+            run = []
+    lists = {k: v for k, v in config.items() if "layer" in k and isinstance(v, list | tuple) and len(v) == depth}
+    changes: dict[str, Any] = {field: len(stay)}
+    return changes | {k: [v[number] for number in stay] for k, v in lists.items()}

@@ -1,0 +1,201 @@
+"""What a list of edits does to each tensor of a model, worked out from names and shapes alone, before anything is changed.
+
+The rules of a list of edits:
+
+    order       edits act one after the other; each speaks of the tensors as the earlier ones left them, so "prune, then quantize" is a
+                longer list and the codes of a quantized tensor have its pruned shape
+    drops       consecutive `Drop`s speak of one numbering and act at once; blocks after them move up, and later edits use their new numbers
+    fused       slices of one unit along one axis of one tensor act at once; indices outside all of them stay
+    new tensor  only a bias beside an existing weight may be new
+    ties        an alias means the tensor that it shares
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from lessen.core.edit import Drop, Edit, Factor, Keep, Quantize, Replace
+from lessen.errors import LessenError
+
+Shape = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Traced:
+    """One tensor of the edited model.
+
+    Attributes:
+        place: where it lies in the model before the edits (for a new bias: where it will be put).
+        shape: before the edits; None for a new bias.
+        after: shape after the edits.
+        steps: the edits that touch it, each with the name that the tensor had at that point.
+    """
+
+    place: str
+    shape: Shape | None
+    after: Shape
+    steps: tuple[tuple[str, Edit], ...] = ()
+
+
+def trace(shapes: Mapping[str, Shape], edits: Sequence[Edit], tied: Mapping[str, str] | None = None) -> dict[str, Traced]:
+    """Follow every tensor through the edits.
+
+    Args:
+        shapes: of every stored tensor, in model order.
+        edits: what to do.
+        tied: alias -> stored name.
+
+    Returns:
+        final name -> what becomes of it, in model order, new biases after their weights; dropped tensors are missing.
+
+    Raises:
+        LessenError: an edit names a tensor that is not there, or does not fit its shape.
+    """
+    current = {name: Traced(name, shape, shape) for name, shape in shapes.items()}
+    aliases = dict(tied or {})
+    for group in _drops_together(edits):
+        if isinstance(group, list):
+            _check_drops(current, group)
+            rename = renumbering(group)
+            current = {new: traced for name, traced in current.items() if (new := rename(name)) is not None}
+            aliases = {a: b for k, v in aliases.items() if (a := rename(k)) is not None and (b := rename(v)) is not None}
+            continue
+        for name in touched(group):
+            stored = aliases.get(name, name)
+            if stored not in current:
+                current = _with_bias(current, stored, group)
+            before = current[stored]
+            after = _shape_after(stored, before.after, group, name)
+            current[stored] = replace(before, after=after, steps=(*before.steps, (name, group)))
+    return current
+
+
+def touched(edit: Edit) -> list[str]:
+    """Names of the tensors that an edit (other than a Drop) speaks of, each once."""
+    match edit:
+        case Keep(unit):
+            return list(dict.fromkeys(part.name for part in unit.slices))
+        case Drop():
+            return []
+        case _:
+            return [edit.name]
+
+
+def kept(edit: Keep, name: str, shape: Shape) -> dict[int, Tensor]:
+    """For every axis of the tensor `name` that the edit cuts: the indices that stay, int64, sorted.
+
+    >>> import torch
+    >>> from lessen.core.unit import Slice, Unit
+    >>> fused = Unit("mlp", "ffn", 3, (Slice("gate_up", 0), Slice("gate_up", 0, start=3)))
+    >>> kept(Keep(fused, torch.tensor([0, 2])), "gate_up", (6, 5))
+    {0: tensor([0, 2, 3, 5])}
+    """
+    stay: dict[int, Tensor] = {}
+    for part in edit.unit.slices:
+        if part.name == name:
+            mask = stay.setdefault(part.axis, torch.ones(shape[part.axis], dtype=torch.bool))
+            window = mask[part.start : part.start + edit.unit.size * part.span].view(edit.unit.size, part.span)
+            window.fill_(False)
+            window[edit.indices.cpu()] = True
+    return {axis: mask.nonzero()[:, 0] for axis, mask in stay.items()}
+
+
+def renumbering(drops: Sequence[Drop]) -> Callable[[str], str | None]:
+    """The name of a tensor or module after blocks were dropped, None if it went with them.
+
+    >>> from lessen.core.unit import Unit
+    >>> rename = renumbering([Drop(Unit("layers.1", "layer", 1, ()))])
+    >>> rename("layers.2.w"), rename("layers.1.w"), rename("norm.w")
+    ('layers.1.w', None, 'norm.w')
+    """
+    gone: dict[str, set[int]] = {}
+    for drop in drops:
+        prefix, _, number = drop.unit.name.rpartition(".")
+        gone.setdefault(prefix, set()).add(int(number))
+
+    def rename(name: str) -> str | None:
+        for prefix, numbers in gone.items():
+            if name.startswith(f"{prefix}."):
+                number, dot, rest = name[len(prefix) + 1 :].partition(".")
+                if int(number) in numbers:
+                    return None
+                return f"{prefix}.{int(number) - sum(n < int(number) for n in numbers)}{dot}{rest}"
+        return name
+
+    return rename
+
+
+def _check_drops(names: Iterable[str], drops: Sequence[Drop]) -> None:
+    """Raise unless each drop names a block and one block is left."""
+    gone: dict[str, set[str]] = {}
+    for drop in drops:
+        prefix, _, number = drop.unit.name.rpartition(".")
+        if not number.isdigit() or not any(n.startswith(f"{drop.unit.name}.") for n in names):
+            remedy = "see `lessen inspect --units`"
+            raise LessenError(drop.unit.name, got="a request to drop it", wanted="a block of the model", remedy=remedy)
+        gone.setdefault(prefix, set()).add(number)
+    for prefix, numbers in gone.items():
+        if {n[len(prefix) + 1 :].split(".")[0] for n in names if n.startswith(f"{prefix}.")} <= numbers:
+            raise LessenError(prefix, got=f"a request to drop all {len(numbers)} blocks", wanted="one block at least to stay")
+
+
+def _drops_together(edits: Sequence[Edit]) -> Iterator[Keep | Quantize | Replace | Factor | list[Drop]]:
+    run: list[Drop] = []
+    for edit in edits:
+        if isinstance(edit, Drop):
+            run.append(edit)
+            continue
+        if run:
+            yield run
+            run = []
+        yield edit
+    if run:
+        yield run
+
+
+def _with_bias(current: dict[str, Traced], name: str, edit: Edit) -> dict[str, Traced]:
+    """The tensors with room for a bias after its weight."""
+    weight = f"{name.removesuffix('.bias')}.weight"
+    if not isinstance(edit, Replace) or not name.endswith(".bias") or weight not in current:
+        remedy = "see `lessen inspect --units`; only a bias beside an existing weight may be new"
+        raise LessenError(name, got=f"a {type(edit).__name__} edit", wanted="the name of a tensor of the model", remedy=remedy)
+    grown: dict[str, Traced] = {}
+    for key, traced in current.items():
+        grown[key] = traced
+        if key == weight:
+            grown[name] = Traced(f"{traced.place.removesuffix('weight')}bias", None, traced.after[:1])
+    return grown
+
+
+def _shape_after(name: str, shape: Shape, edit: Edit, spoken: str) -> Shape:
+    match edit:
+        case Keep():
+            _check_keep(spoken, shape, edit)
+            cut = kept(edit, spoken, shape)
+            return tuple(len(cut[axis]) if axis in cut else size for axis, size in enumerate(shape))
+        case Quantize(_, _, codes):
+            got = tuple(codes.values.shape)
+        case Replace(_, weight):
+            got = tuple(weight.shape)
+        case Factor(_, u, v):
+            got = (u.shape[0], v.shape[1]) if u.ndim == v.ndim == 2 and u.shape[1] == v.shape[0] else (*u.shape, *v.shape)
+        case _:
+            return shape
+    if got != shape:
+        raise LessenError(name, got=f"a {type(edit).__name__} of shape {got}", wanted=f"{shape}", remedy="plan again on this model")
+    return shape
+
+
+def _check_keep(name: str, shape: Shape, edit: Keep) -> None:
+    unit, indices = edit.unit, edit.indices
+    if indices.ndim != 1 or indices.dtype != torch.int64 or not len(indices):
+        raise LessenError(unit.name, got=f"indices {tuple(indices.shape)} of {indices.dtype}", wanted="int64, one at least")
+    if indices[0] < 0 or indices[-1] >= unit.size or bool((indices.diff() <= 0).any()):
+        raise LessenError(unit.name, got="indices out of range or order", wanted=f"increasing numbers below {unit.size}")
+    for part in unit.slices:
+        end = part.start + unit.size * part.span
+        if part.name == name and (part.axis >= len(shape) or end > shape[part.axis]):
+            got = f"shape {shape} for {unit.size} channels of {part.span} on axis {part.axis}"
+            raise LessenError(name, got=got, wanted=f"{end} indices there at least", remedy="plan again on this model")
