@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from cyclopts import Group, Parameter
 
@@ -54,3 +54,24 @@ class Running:
     """No progress on stderr."""
     debug: Switch = False
     """Show the traceback of an error."""
+
+
+def wishes(methods: Methods, calibration: Calibration) -> dict[str, Any]:
+    """What the user asked for as keyword arguments of `lessen.compress` and `lessen.plan`; a recipe's settings give way to options.
+
+    Raises:
+        UsageError: a recipe that cannot be read, a dial that says nothing, or two answers to one question.
+    """
+    from lessen import recipe
+    from lessen.errors import UsageError
+
+    if methods.recipe and methods.method:
+        raise UsageError("--method", got="--recipe as well", wanted="one of the two", remedy="write the method into the recipe")
+    read = recipe.load(methods.recipe) if methods.recipe else recipe.parse(methods.method) if methods.method else None
+    given = {"calibration": calibration.calibration, "tokens": calibration.tokens, "seed": calibration.seed}
+    settings = {name: getattr(read, name, None) if value is None else value for name, value in given.items()}
+    return {
+        "recipe": read,
+        "to": recipe.Dial.parse(methods.to) if methods.to else None,
+        **{name: value for name, value in settings.items() if value is not None},
+    }

@@ -1,0 +1,59 @@
+"""What there is, read off the tables that hold it."""
+
+from pathlib import Path
+from typing import Any
+
+from lessen import recipe
+from lessen.errors import UsageError, nearest
+
+
+def catalogue() -> dict[str, list[dict[str, str]]]:
+    """Methods, formats, exporters and families, each with a word of explanation."""
+    from lessen.export import EXPORTERS
+    from lessen.formats import spec
+    from lessen.methods import METHODS
+    from lessen.structure.families import FAMILIES
+
+    return {
+        "methods": [{"method": cls.__name__, "decides on": cls.kind, "what it does": _first_line(cls)} for cls in METHODS],
+        "export formats": [{"format": name, "what it is": _first_line(exporter)} for name, exporter in EXPORTERS.items()],
+        "number formats": [{"format": name, "what it is": _first_line(cls)} for name, cls in spec.FORMATS.items()],
+        "model families": [{"model_type": name} for name in FAMILIES],
+    }
+
+
+def described(method: str) -> list[dict[str, str]]:
+    """The options of one method as rows; UsageError with the nearest name if there is no such method."""
+    from lessen.methods import METHODS
+
+    classes = {cls.__name__: cls for cls in METHODS}
+    if method not in classes:
+        raise UsageError("ls", got=f"the method {method}", wanted="one that exists", remedy=nearest(method, classes))
+    return [
+        {"option": option.name, "type": option.type, "default": repr(option.default), "help": option.help}
+        for option in recipe.options(classes[method])
+    ]
+
+
+def draw(folder: Path, format: str, to: Path | None) -> tuple[Path | None, str]:
+    """Write (or return) one view of a finished run: where it went and its text."""
+    from lessen import report
+    from lessen.core.record import Run
+
+    views = {"html": report.html, "markdown": report.markdown, "card": report.model_card}
+    if format not in views:
+        raise UsageError("--format", got=format, wanted="a view of a run", remedy=nearest(format, views))
+    record = folder / "lessen.json" if folder.is_dir() else folder
+    if not record.exists():
+        raise UsageError(str(folder), got="no lessen.json", wanted="a directory that lessen wrote")
+    text = views[format](Run.load(record))
+    path = to or (record.parent / "report.html" if format == "html" else None)
+    if path is not None:
+        aside = path.with_suffix(".aside")
+        aside.write_text(text)
+        aside.replace(path)
+    return path, text
+
+
+def _first_line(thing: Any) -> str:
+    return (thing.__doc__ or "").strip().splitlines()[0] if thing.__doc__ else ""

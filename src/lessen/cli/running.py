@@ -1,0 +1,58 @@
+"""Around a command: progress, threads, and how a finished run is shown."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from lessen.cli.options import Running
+from lessen.cli.output import emit, say, table
+from lessen.cli.progress import EventPrinter
+from lessen.errors import LessenError, QualityGateMissed
+
+if TYPE_CHECKING:
+    from lessen.core.record import Run
+
+
+@contextmanager
+def listening(running: Running) -> Iterator[EventPrinter]:
+    """Progress on stderr for as long as the block runs, on the number of threads that was asked for."""
+    if running.threads is not None:
+        import torch
+
+        torch.set_num_threads(running.threads)
+    with EventPrinter(quiet=running.quiet) as printer:
+        yield printer
+
+
+def show_run(command: str, run: "Run", out: Path, running: Running, max_kld: float | None = None, strict: bool = False) -> None:
+    """Print what a run has to say.
+
+    Raises:
+        QualityGateMissed: a text's mean KL is above `max_kld`. LessenError: something was skipped and `strict` forbids that.
+    """
+    from dataclasses import asdict
+
+    from lessen.report import facts
+
+    if running.json:
+        emit(command, {"out": out, "run": asdict(run)})
+    else:
+        rows = [(figure.name, figure.value, figure.detail) for figure in facts.four(run)]
+        table(("", "", ""), rows)
+        for facts_table in (facts.quality_table(run), facts.speed_table(run), facts.export_table(run)):
+            if facts_table.rows:
+                say("")
+                table(facts_table.header, facts_table.rows, facts_table.numeric, facts_table.caption)
+        say("")
+        for name in ("report.html", "lessen.json"):
+            if (out / name).exists():
+                say(str(out / name))
+    skipped = [record for record in run.records if record.action == "skip"]
+    if strict and skipped:
+        raise LessenError(skipped[0].unit, got=f"{len(skipped)} skipped: {skipped[0].reason}", wanted="nothing skipped under --strict")
+    worst = max(((row["kld_mean"], text) for text, row in run.quality.items() if row.get("kld_mean") is not None), default=None)
+    if max_kld is not None and worst is None:
+        raise LessenError("--max-kld", got="no quality figure", wanted="an evaluation to judge by", remedy="leave out --no-eval")
+    if max_kld is not None and worst is not None and worst[0] > max_kld:
+        raise QualityGateMissed(worst[1], got=f"a mean KL of {worst[0]:.4g}", wanted=f"at most {max_kld:g}", remedy="give it more bits")
