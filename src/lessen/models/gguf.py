@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from lessen.core.edit import Quantize
 from lessen.errors import LessenError
 from lessen.models.gguf_config import Metadata, build_config
-from lessen.models.huggingface import TOKENIZER_FILES, load_tokenizer
+from lessen.models.huggingface import copy_tokenizer_files, load_tokenizer
 from lessen.models.skeleton import skeleton
 from lessen.models.tensors import checked, sample_starts
 
@@ -80,10 +80,7 @@ class GGUF:
         return load_tokenizer(self._tokenizer_folder(), self.label)
 
     def copy_tokenizer(self, folder: Path) -> None:
-        source = self._tokenizer_folder()
-        for name in TOKENIZER_FILES:
-            if (source / name).exists():
-                shutil.copyfile(source / name, folder / name)
+        copy_tokenizer_files(self._tokenizer_folder(), folder)
         ids = {key: self.config[key] for key in ("bos_token_id", "eos_token_id", "pad_token_id") if key in self.config}
         (folder / "generation_config.json").write_text(json.dumps(ids, indent=2) + "\n")
 

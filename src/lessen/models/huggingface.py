@@ -2,10 +2,11 @@
 
 import re
 import shutil
+from collections.abc import Callable
 from functools import cached_property
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -45,12 +46,9 @@ class HuggingFace:
         if not (folder / "config.json").exists():
             remedy = "give the directory that save_pretrained wrote"
             raise LessenError(self.label, got="no config.json", wanted="a Hugging Face model directory", remedy=remedy)
-        self.config: dict[str, Any] = read_json(folder / "config.json")
-        method = (self.config.get("quantization_config") or {}).get("quant_method")
-        if method:
-            got = f"weights already quantized with {method}"
-            raise LessenError(self.label, got=got, wanted="float weights", remedy="give the original model")
+        self.config: dict[str, Any] = self._read_config()
         self._files = TensorFiles.of_folder(folder)
+        self._shapes = self._stored_shapes()
         self._stored: dict[str, str] = {}
         self.names: list[str] = []
         self.tied: dict[str, str] = {}
@@ -58,10 +56,10 @@ class HuggingFace:
         self.size_bytes = self._files.size_bytes
 
     def shape(self, name: str) -> tuple[int, ...]:
-        return self._files[self._key(name)].shape
+        return self._shapes[self._key(name)]
 
     def read(self, name: str) -> Tensor:
-        tensor = checked(self._files.read(self._key(name)), f"{self.label}: {name}")
+        tensor = checked(self._read_stored(self._key(name)), f"{self.label}: {name}")
         return tensor.float() if tensor.dtype not in _KEPT_DTYPES else tensor
 
     def quantized(self, name: str) -> Quantize | None:
@@ -76,9 +74,7 @@ class HuggingFace:
         return load_tokenizer(self.folder, self.label)
 
     def copy_tokenizer(self, folder: Path) -> None:
-        for name in TOKENIZER_FILES:
-            if (self.folder / name).exists():
-                shutil.copyfile(self.folder / name, folder / name)
+        copy_tokenizer_files(self.folder, folder)
 
     def fingerprint(self) -> str:
         return self._fingerprint
@@ -86,6 +82,21 @@ class HuggingFace:
     @cached_property
     def _fingerprint(self) -> str:
         return sha256(f"{self._files.digest()}{sorted(self.config.items())}".encode()).hexdigest()
+
+    def _read_config(self) -> dict[str, Any]:
+        config = read_json(self.folder / "config.json")
+        method = (config.get("quantization_config") or {}).get("quant_method")
+        if method:
+            got = f"weights already quantized with {method}"
+            raise LessenError(self.label, got=got, wanted="float weights", remedy="give the original model")
+        return config
+
+    def _stored_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Key -> shape of every weight in the files."""
+        return {key: entry.shape for key, entry in self._files.items()}
+
+    def _read_stored(self, key: str) -> Tensor:
+        return self._files.read(key)
 
     def _key(self, name: str) -> str:
         name = self.tied.get(name, name)
@@ -95,7 +106,7 @@ class HuggingFace:
 
     def _match(self) -> None:
         """Find each tensor of the module in the files, and which share one stored tensor."""
-        model = skeleton(self.config, self.label)
+        model = self.skeleton()
         where = model.state_dict(keep_vars=True)
         self._stored = self._stored_names(model, set(where))
         groups: dict[int, list[str]] = {}
@@ -114,19 +125,20 @@ class HuggingFace:
             self.names += [name for name in present if name not in same]
             self.tied |= {name: present[0] for name in group if name in same or name not in present}
         for name in self.names:
-            if (got := self._files[self._stored[name]].shape) != (wanted := tuple(where[name].shape)):
+            if (got := self._shapes[self._stored[name]]) != (wanted := tuple(where[name].shape)):
                 remedy = "config.json and the weights belong to different models"
                 raise LessenError(f"{self.label}: {name}", got=f"shape {got}", wanted=f"{wanted} by config.json", remedy=remedy)
 
     def _stored_names(self, model: nn.Module, wanted: set[str]) -> dict[str, str]:
-        """Name in the module -> name in the files; files of a bare base model lack its prefix."""
+        """Name in the module -> name in the files; files of a bare base model lack its prefix, old ones have other names."""
+        rename = _renaming(model)
         prefix = f"{getattr(model, 'base_model_prefix', '')}."
         buffers = {name for name, _ in model.named_buffers()}
         ignored = getattr(model, "_keys_to_ignore_on_load_unexpected", None) or ()
         stored: dict[str, str] = {}
         extra: list[str] = []
-        for key in self._files:
-            name = next((n for n in (key, prefix + key) if n in wanted or n in buffers), key)
+        for key in self._shapes:
+            name = next((n for n in (key, prefix + key, rename(key)) if n in wanted or n in buffers), key)
             if name in wanted:
                 stored[name] = key
             elif name not in buffers and not any(re.search(pattern, key) for pattern in ignored) and not _STALE.search(key):
@@ -139,7 +151,7 @@ class HuggingFace:
         return stored
 
     def _equal(self, a: str, b: str) -> bool:
-        return torch.equal(self._files.read(self._stored[a]), self._files.read(self._stored[b]))
+        return torch.equal(self._read_stored(self._stored[a]), self._read_stored(self._stored[b]))
 
     def _missing(self, name: str) -> LessenError:
         head = name.startswith(("lm_head.", "embed_out.")) and not self.config.get("tie_word_embeddings", True)
@@ -151,6 +163,22 @@ class HuggingFace:
 
 _KEPT_DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool)
 _STALE = re.compile(r"(rotary_emb\.inv_freq|attn\.masked_bias|attn\.bias|attention\.bias|attention\.masked_bias)$")
+
+
+def _renaming(model: nn.Module) -> Callable[[str], str]:
+    """How transformers renames the tensors of this model's published files while loading."""
+    try:
+        from transformers.conversion_mapping import WeightRenaming, get_model_conversion_mapping
+    except ImportError:  # before transformers 5 names were those of the files
+        return lambda key: key
+    steps = [step for step in get_model_conversion_mapping(cast(Any, model)) if isinstance(step, WeightRenaming)]
+
+    def rename(key: str) -> str:
+        for step in steps:
+            key = step.rename_source_key(key)[0]
+        return key
+
+    return rename
 
 
 def load_tokenizer(folder: Path, label: str) -> Any:
@@ -168,9 +196,17 @@ def load_tokenizer(folder: Path, label: str) -> Any:
         raise LessenError(label, got=f"a tokenizer that does not load ({reason})", wanted="tokenizer files", remedy=remedy) from error
 
 
+def copy_tokenizer_files(source: Path, folder: Path) -> None:
+    """Copy the tokenizer files and the generation settings that `source` has into `folder`."""
+    for name in TOKENIZER_FILES:
+        if (source / name).exists():
+            shutil.copyfile(source / name, folder / name)
+
+
 def add_generation_config(model: nn.Module, folder: Path) -> None:
     """Let `generate` know what `generation_config.json` says."""
     if (folder / "generation_config.json").exists() and hasattr(model, "generation_config"):
         from transformers import GenerationConfig
 
-        model.generation_config = GenerationConfig.from_pretrained(folder, local_files_only=True)
+        settings: Any = GenerationConfig.from_pretrained(folder, local_files_only=True)
+        model.generation_config = settings

@@ -67,7 +67,9 @@ def fit(model: nn.Module, shapes: Mapping[str, tuple[int, ...]]) -> None:
         bias = f"{path}.bias"
         if isinstance(module, nn.Linear) and weight is not None:
             if (bias in shapes) != (module.bias is not None):
-                module.bias = nn.Parameter(torch.empty(weight[0], device="meta"), requires_grad=False) if bias in shapes else None
+                module._parameters["bias"] = (
+                    nn.Parameter(torch.empty(weight[0], device="meta"), requires_grad=False) if bias in shapes else None
+                )
             module.out_features, module.in_features = weight
         for key, parameter in module._parameters.items():
             wanted = shapes.get(f"{path}.{key}" if path else key)
@@ -92,7 +94,9 @@ def fill(model: nn.Module, checkpoint: "Checkpoint", dtype: torch.dtype | None =
     """Put the checkpoint's weights into a skeleton.
 
     Args:
-        dtype: of every floating weight; None takes the narrowest that holds all of them exactly.
+        model: gets them.
+        checkpoint: has them.
+        dtype: of every floating weight; None takes that of the checkpoint, float32 if it holds several.
     """
     tensors = {name: checkpoint.read(name) for name in checkpoint.names}
     if dtype is None:
@@ -152,10 +156,10 @@ def _settings(config: Mapping[str, Any], where: str) -> Any:
     except ImportError:
         remedy = "pip install 'lessen[hf]'"
         raise LessenError(where, got="no transformers package", wanted="it to build the model", remedy=remedy) from None
-    kind = config.get("model_type")
+    kind = str(config.get("model_type"))
     if kind not in CONFIG_MAPPING:
         known = sorted({c.model_type for c in MODEL_FOR_CAUSAL_LM_MAPPING})
-        remedy = nearest(str(kind), known) if kind else "write it into config.json"
+        remedy = nearest(kind, known) if "model_type" in config else "write it into config.json"
         raise LessenError(where, got=f"model_type {kind!r}", wanted="an architecture that transformers has", remedy=remedy[:200])
     settings = CONFIG_MAPPING[kind].from_dict({k: v for k, v in config.items() if k != "quantization_config"})
     if type(settings) not in MODEL_FOR_CAUSAL_LM_MAPPING:

@@ -93,6 +93,7 @@ class Stream:
 
         Args:
             block: a module with the call signature of the model's blocks, such as `self.block(index)`.
+            index: whose arguments (masks, rotary tables) to call it with.
             hidden: "batch seq dim".
 
         Returns:

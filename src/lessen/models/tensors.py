@@ -106,7 +106,7 @@ class TensorFiles(Mapping[str, Entry]):
         tensor = torch.empty(entry.end - entry.start, dtype=torch.uint8)
         with entry.file.open("rb") as file:
             file.seek(entry.start)
-            if file.readinto(tensor.numpy()) != entry.end - entry.start:  # pyright: ignore[reportAttributeAccessIssue]
+            if file.readinto(memoryview(tensor.numpy())) != entry.end - entry.start:  # pyright: ignore[reportArgumentType]
                 raise _truncated(entry.file, entry.file.stat().st_size, entry.end)
         return tensor.view(entry.dtype).reshape(entry.shape)
 
@@ -146,9 +146,9 @@ def read_json(path: Path) -> dict[str, Any]:
 def checked(tensor: Tensor, where: str) -> Tensor:
     """The tensor itself if all its values are finite.
 
-    >>> checked(torch.tensor([1.0, float("nan")]), "model.norm.weight")
+    >>> checked(torch.tensor([1.0, float("nan")]), "norm")
     Traceback (most recent call last):
-    lessen.errors.LessenError: model.norm.weight: got 1 NaN or infinite value of 2, wanted finite weights; use an undamaged copy of the model
+    lessen.errors.LessenError: norm: got 1 NaN or infinite value of 2, wanted finite weights; use an undamaged copy of the model
     """
     if tensor.is_floating_point() and tensor.element_size() > 1:
         bad = int(tensor.numel() - torch.isfinite(tensor).sum())
