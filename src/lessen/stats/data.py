@@ -116,6 +116,8 @@ def windows(tokenizer: Tokenizer, text: Text, count: int, length: int, seed: int
     The text is cut into consecutive pieces from a random offset, and `count` of them are drawn without repetition.
 
     Args:
+        tokenizer: of the model that will read them.
+        text: the documents.
         count: number of windows.
         length: tokens in each.
         seed: of the torch.Generator; the same seed gives the same windows.
@@ -138,6 +140,8 @@ def sequential_windows(tokenizer: Tokenizer, text: Text, length: int, count: int
     """The text in order, cut into windows; what does not fill the last one is left out.
 
     Args:
+        tokenizer: of the model that will read them.
+        text: the documents.
         length: tokens in each window.
         count: number of windows; None takes all there are.
 
