@@ -1,0 +1,106 @@
+"""One solve, every runtime: each exporter repacks the same codes, reads back what it wrote, and compares logits with the source."""
+
+import inspect
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lessen.errors import UsageError, nearest
+from lessen.export import huggingface
+from lessen.export.files import aside, size_bytes
+from lessen.export.parity import proof
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from lessen.core.event import Listener
+    from lessen.models.checkpoint import Checkpoint
+
+
+@dataclass(frozen=True)
+class Exporter:
+    """How one container is written and proved.
+
+    Attributes:
+        write: (checkpoint, path, *, options, listen) -> notes.
+        codes_equal: (checkpoint, path, **options) -> whether what lies in the file is bit for bit what the checkpoint holds.
+        logits: (checkpoint, path, probe, **options) -> (logits "batch seq vocab", runtime); raises NoRuntime.
+        summary: one line for help texts.
+    """
+
+    write: Callable[..., list[str]]
+    codes_equal: Callable[..., bool]
+    logits: "Callable[..., tuple[Tensor, str]]"
+    summary: str
+
+
+EXPORTERS: dict[str, Exporter] = {
+    "huggingface": Exporter(
+        huggingface.write, huggingface.codes_equal, huggingface.logits, "directory for transformers and vLLM (compressed-tensors)"
+    ),
+}
+
+
+def options_of(format: str) -> dict[str, inspect.Parameter]:
+    """The options an exporter takes, by name.
+
+    >>> sorted(options_of("huggingface"))
+    ['embedding', 'shard_bytes', 'zero_points']
+    """
+    if format not in EXPORTERS:
+        raise UsageError("export", got=f"format {format!r}", wanted="one of the exporters", remedy=nearest(format, EXPORTERS))
+    parameters = inspect.signature(EXPORTERS[format].write).parameters
+    return {name: p for name, p in parameters.items() if p.kind is p.KEYWORD_ONLY and name != "listen"}
+
+
+def export(
+    checkpoint: "Checkpoint",
+    out: Path | str,
+    format: str,
+    *,
+    probe: "Tensor | None" = None,
+    overwrite: bool = False,
+    on_event: "Listener | None" = None,
+    **options: Any,
+) -> dict[str, Any]:
+    """Write a checkpoint for a runtime, without re-quantizing, and prove what was written.
+
+    Args:
+        checkpoint: plain, pruned or quantized.
+        out: the directory (GGUF: file) to make.
+        format: a key of `EXPORTERS`.
+        probe: token ids "batch seq" on which to compare logits; None skips that.
+        overwrite: replace an existing `out`.
+        on_event: told about every tensor.
+        options: of the exporter, see `options_of`.
+
+    Returns:
+        format, path, size_bytes, codes_equal, kld_mean, logits_max_error, top1, runtime (or runtime_skipped), seconds, notes.
+
+    Raises:
+        UsageError: unknown format or option, or `out` exists.
+        LessenError: the container cannot hold a tensor exactly; the message says what would.
+    """
+    known = options_of(format)
+    for name in options:
+        if name not in known:
+            raise UsageError(f"export {format}", got=f"option {name!r}", wanted="one of its options", remedy=nearest(name, known))
+    exporter, target, start = EXPORTERS[format], Path(out), time.perf_counter()
+    with aside(target, overwrite) as temporary:
+        notes = exporter.write(checkpoint, temporary, listen=on_event, **options)
+        equal = exporter.codes_equal(checkpoint, temporary, **options)
+        proved = proof(checkpoint, probe, lambda tokens: exporter.logits(checkpoint, temporary, tokens, **options))
+    return {
+        "format": format,
+        "path": str(target),
+        "size_bytes": size_bytes(target),
+        "codes_equal": equal,
+        **proved,
+        "seconds": time.perf_counter() - start,
+        "notes": notes,
+    }
+
+
+__all__ = ["EXPORTERS", "Exporter", "export", "options_of"]

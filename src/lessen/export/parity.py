@@ -1,0 +1,86 @@
+"""Proof that an exported file is the model it came from: the logits of a runtime against those of the weights in memory."""
+
+from collections.abc import Callable
+from importlib import metadata
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lessen.models.checkpoint import Checkpoint
+
+
+class NoRuntime(Exception):
+    """The runtime that would open the file is not there, or cannot hold this model; the message says which and why."""
+
+
+def version(package: str) -> str:
+    """`package version`, or NoRuntime if it is not installed.
+
+    >>> version("torch").startswith("torch ")
+    True
+    """
+    try:
+        return f"{package} {metadata.version(package)}"
+    except metadata.PackageNotFoundError:
+        raise NoRuntime(f"{package} is not installed") from None
+
+
+@torch.no_grad()
+def reference(checkpoint: Checkpoint, probe: Tensor) -> Tensor:
+    """Logits of the checkpoint's own weights in float32, one decoder block in memory at a time.
+
+    Args:
+        checkpoint: whose weights.
+        probe: token ids "batch seq".
+
+    Returns:
+        float32 "batch seq vocab".
+    """
+    from lessen.models.stream import Stream
+
+    stream = Stream(checkpoint, dtype=torch.float32)
+    hidden = stream.embed(probe)
+    for i in range(stream.blocks):
+        hidden = stream.forward(stream.block(i), i, hidden)
+    return stream.head(hidden).float()
+
+
+def compare(wanted: Tensor, got: Tensor) -> dict[str, float]:
+    """Distance of two sets of logits "... vocab".
+
+    Returns:
+        kld_mean (nats per token, wanted to got), logits_max_error (largest absolute difference), top1 (agreement of the likeliest token).
+
+    >>> compare(torch.tensor([[0.0, 1.0]]), torch.tensor([[0.0, 1.0]]))
+    {'kld_mean': 0.0, 'logits_max_error': 0.0, 'top1': 1.0}
+    """
+    wanted, got = wanted.double(), got.double()
+    log_p, log_q = wanted.log_softmax(-1), got.log_softmax(-1)
+    kld = (log_p.exp() * (log_p - log_q)).sum(-1).mean()
+    return {
+        "kld_mean": max(0.0, float(kld)),
+        "logits_max_error": float((wanted - got).abs().max()),
+        "top1": float((wanted.argmax(-1) == got.argmax(-1)).double().mean()),
+    }
+
+
+def proof(checkpoint: Checkpoint, probe: Tensor | None, run: Callable[[Tensor], tuple[Tensor, str]]) -> dict[str, Any]:
+    """What a result says about the runtime.
+
+    Args:
+        checkpoint: what was exported.
+        probe: token ids "batch seq"; None skips the proof.
+        run: (logits "batch seq vocab", name of the runtime) of the exported file; raises NoRuntime.
+
+    Returns:
+        kld_mean, logits_max_error, top1, runtime; all None with the reason in `runtime_skipped` if there was no proof.
+    """
+    nothing = {"kld_mean": None, "logits_max_error": None, "top1": None, "runtime": None}
+    if probe is None:
+        return {**nothing, "runtime_skipped": "no probe tokens were given"}
+    try:
+        logits, runtime = run(probe)
+    except NoRuntime as reason:
+        return {**nothing, "runtime_skipped": str(reason)}
+    return {**compare(reference(checkpoint, probe), logits), "runtime": runtime}
