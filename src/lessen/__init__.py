@@ -3,7 +3,9 @@
 Public names are imported on first use, so that `import lessen` costs nothing and does not load torch.
 """
 
+import sys
 from importlib import import_module
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -34,10 +36,24 @@ _HOMES = {
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module 'lessen' has no attribute {name!r}")
-    # Bound for good: importing `lessen.compress` the module would otherwise hide `lessen.compress` the function.
     globals()[name] = value = getattr(import_module(_HOMES[name]), name)
     return value
 
 
 def __dir__() -> list[str]:
     return sorted({*globals(), *__all__})
+
+
+class _Package(ModuleType):
+    """Some functions share their name with the folder that they live in; `lessen.evaluate` stays the function.
+
+    Python binds a submodule to its package when it is first imported, which would hide the function; `from lessen.evaluate.x import y`
+    does not need that binding.
+    """
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if not (name in _HOMES and isinstance(value, ModuleType)):
+            super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Package

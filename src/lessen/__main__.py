@@ -1,6 +1,6 @@
 """`python -m lessen`, and the `lessen` script."""
 
-from lessen.cli.app import main
+from lessen.cli.main import main
 
 if __name__ == "__main__":
     main()

@@ -87,7 +87,9 @@ def ls(name: str | None = None, /, *, running: Running = Running()) -> None:
 @app.command(
     help_epilogue=epilogue("lessen report out", "lessen report out --format markdown", "lessen report out --format html --to page.html"),
 )
-def report(folder: Path, /, *, format: str = "html", to: Annotated[Path | None, Parameter(metavar="FILE")] = None, running: Running = Running()) -> None:
+def report(
+    folder: Path, /, *, format: str = "html", to: Annotated[Path | None, Parameter(metavar="FILE")] = None, running: Running = Running()
+) -> None:
     """Draw the report of a finished run again, from its records alone.
 
     Args:

@@ -65,6 +65,7 @@ def compress(
     import lessen
     from lessen.cli.running import listening, show_run
 
+    asked = wishes(methods, calibration)  # first: a misspelt wish is told before anything large is loaded
     with listening(running) as on_event:
         run = lessen.compress(
             model,
@@ -76,6 +77,6 @@ def compress(
             evaluation=evaluation.eval or None,
             threads=running.threads,
             on_event=on_event,
-            **wishes(methods, calibration),
+            **asked,
         )
     show_run("compress", run, result.out, running, max_kld=evaluation.max_kld, strict=evaluation.strict)

@@ -1,0 +1,68 @@
+"""From the words on the command line to an exit code, and what becomes of an error."""
+
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+
+from cyclopts import CycloptsError
+
+from lessen.cli import looking, making
+from lessen.cli.app import app
+from lessen.cli.arguments import fold
+from lessen.errors import LessenError
+
+__all__ = ["app", "looking", "main", "making", "run"]  # importing the two registers their commands
+
+
+def main(tokens: Sequence[str] | None = None) -> None:
+    """Run one command and exit: 0 done, 1 failed, 2 a request that makes no sense, 3 quality gate missed, 130 interrupted."""
+    tokens = list(sys.argv[1:] if tokens is None else tokens)
+    try:
+        code = run(tokens)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # The reader of our output has gone (`lessen ls | head`): nothing is wrong, and the interpreter must not complain at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 0
+    sys.exit(code)
+
+
+def run(tokens: Sequence[str]) -> int:
+    """Run one command; its exit code. Errors become one line on stderr, with a traceback only under --debug."""
+    try:
+        app(_prepare(tokens))
+        return 0
+    except BrokenPipeError:
+        raise
+    except (Exception, KeyboardInterrupt) as error:
+        if "--debug" in tokens:
+            traceback.print_exc()
+        message, code = _explain(error)
+        print("lessen:", " ".join(message.split()), file=sys.stderr)
+        return code
+
+
+def _explain(error: BaseException) -> tuple[str, int]:
+    """What to tell the user, and the exit code."""
+    match error:
+        case LessenError():
+            return str(error), error.exit_code
+        case CycloptsError():
+            return str(error), 2
+        case KeyboardInterrupt():
+            return "interrupted; finished blocks are kept, and the same command goes on from there", 130
+        case OSError(strerror=str(reason)):
+            return f"{error.filename or 'operating system'}: {reason}", 1
+        case _:
+            return f"{type(error).__name__}: {error}; this should not happen: --debug shows where", 1
+
+
+def _prepare(tokens: Sequence[str]) -> list[str]:
+    if not tokens or "--method" not in " ".join(tokens):
+        return list(tokens)
+    command = tokens[0]
+    if command not in app:
+        return list(tokens)
+    own = {name for argument in app[command].assemble_argument_collection() for name in argument.names}
+    return fold(tokens, own | {"--help", "-h"})
