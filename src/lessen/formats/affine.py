@@ -17,10 +17,21 @@ import torch
 from torch import Tensor
 
 from lessen.errors import LessenError, UsageError
-from lessen.formats import search
-from lessen.formats.granularity import Granularity, PerGroup, PerRow, PerTensor
+from lessen.formats.granularity import (
+    Granularity,
+    PerGroup,
+    PerRow,
+    PerTensor,
+    check_scale_dtype,
+    extremes,
+    grouped,
+    scale_shape,
+    stored_scale,
+)
+from lessen.formats.search import Space, minimise, symmetric_factors
 
-SCALE_DTYPES = (torch.float16, torch.bfloat16, torch.float32)
+_LOW = {2: 0.35, 3: 0.4, 4: 0.5, 5: 0.6, 6: 0.75, 7: 0.85, 8: 0.9}
+"""Smallest shrink factor worth trying, by bits: best of a scan over the linear layers of a language model, per row and in groups."""
 
 
 @dataclass(frozen=True)
@@ -65,8 +76,7 @@ class Int:
     def __post_init__(self):
         if self.bits not in range(2, 9):
             raise UsageError("Int.bits", got=str(self.bits), wanted="a whole number from 2 to 8")
-        if self.scale_dtype not in SCALE_DTYPES:
-            raise UsageError("Int.scale_dtype", got=str(self.scale_dtype), wanted="torch.float16, torch.bfloat16 or torch.float32")
+        check_scale_dtype(self.scale_dtype, "Int.scale_dtype")
 
     @property
     def code_range(self) -> tuple[int, int]:
@@ -86,15 +96,9 @@ class Int:
         >>> Int(4, PerGroup(32)).bits_per_weight((64, 64)), Int(4, PerGroup(32), symmetric=False).bits_per_weight((64, 64))
         (4.5, 4.625)
         """
-        rows, groups = self.scale_shape(shape)
+        rows, groups = scale_shape(shape, self.granularity)
         overhead = self.scale_dtype.itemsize * 8 + (0 if self.symmetric else self.bits)
         return self.bits + overhead * rows * groups / (shape[0] * shape[1])
-
-    def scale_shape(self, shape: tuple[int, ...], where: str = "weight") -> tuple[int, int]:
-        """Shape of the scales of a matrix of this shape; UsageError if groups do not divide it."""
-        if len(shape) != 2:
-            raise UsageError(where, got=f"shape {tuple(shape)}", wanted='a matrix "out in"', remedy="flatten the trailing axes")
-        return (1 if isinstance(self.granularity, PerTensor) else shape[0]), self.granularity.groups(shape[1], where)
 
     def grid(self, weight: Tensor, where: str = "weight") -> tuple[Tensor, Tensor | None]:
         """(scale, zero) from the extreme values of each group, already rounded to `scale_dtype`.
@@ -108,18 +112,19 @@ class Int:
 
         Raises:
             LessenError: the weight has NaN or infinite values, or is too large for a scale of this type.
+            UsageError: groups do not divide the rows.
         """
-        low, high = self._extremes(weight, where)
+        low, high = extremes(weight, self.granularity, where)
         lowest, highest = self.code_range
+        reach = max(-lowest, highest) + 0.5
         if not self.symmetric:
             low, high = low.clamp(max=0), high.clamp(min=0)
-            scale = self._stored((high - low) / highest, high - low, where)
+            scale = stored_scale((high - low) / highest, high - low, reach, self.scale_dtype, where)
             zero = (-low / scale.float()).round().clamp(lowest, highest)
             return scale, zero.to(torch.uint8)
         extreme = torch.where(-low >= high, low, high)
-        if self.full_range:
-            return self._stored(extreme / lowest, extreme, where), None
-        return self._stored(extreme.abs() / highest, extreme, where), None
+        scale = extreme / lowest if self.full_range else extreme.abs() / highest
+        return stored_scale(scale, extreme, reach, self.scale_dtype, where), None
 
     def search(
         self,
@@ -128,14 +133,14 @@ class Int:
         *,
         steps: int = 12,
         low: float | None = None,
-        refits: int = 2,
+        refits: int = 3,
         where: str = "weight",
     ) -> tuple[Tensor, Tensor | None]:
-        """(scale, zero) that minimise sum_j h_j (w_j - Q(w_j))^2 in each group; never worse than `grid`.
+        """(scale, zero) that minimise sum_j h_j (w_j - Q(w_j))^2 in each group; never worse than `grid`. See `lessen.formats.search`.
 
         Args:
             weight: "out in".
-            importance: h, "in" or "out in", non-negative; None counts every weight the same.
+            importance: h, "in" or "out in", non-negative; None counts every weight alike.
             steps: shrink factors to try, for each sign of the scale or neighbour of the zero point.
             low: smallest shrink factor; None chooses by bits.
             refits: alternations of codes and least-squares scale after the sweep.
@@ -143,24 +148,34 @@ class Int:
 
         Returns:
             scale "out group" in `scale_dtype`, zero uint8 "out group" or None.
+
+        Raises:
+            LessenError, UsageError: as `grid`, or for an importance that does not fit.
         """
-        scale, zero = self.grid(weight, where)
-        low = {2: 0.35, 3: 0.5, 4: 0.6}.get(self.bits, 0.8) if low is None else low
-        if importance is not None:
-            if importance.shape not in (weight.shape, weight.shape[1:]):
-                got = f"importance of shape {tuple(importance.shape)}"
-                raise UsageError(where, got=got, wanted=f"{tuple(weight.shape)} or its last axis")
-            if not bool((importance >= 0).all()) or bool(importance.isinf().any()):
-                raise LessenError(where, got="negative, NaN or infinite importance", wanted="finite numbers from 0")
-        rows = weight.shape[0] if isinstance(self.granularity, PerTensor) else max(1, search.SLAB // weight.shape[1])
-        scales, zeros = [], []
-        for start in range(0, weight.shape[0], rows):
-            part = slice(start, start + rows)
-            h = importance[part] if importance is not None and importance.ndim == 2 else importance
-            found = self._search_rows(weight[part], h, scale[part], None if zero is None else zero[part], steps, low, refits)
-            scales.append(found[0])
-            zeros.append(found[1])
-        return torch.cat(scales), None if zero is None else torch.cat(zeros)
+        lowest, highest = self.code_range
+        low = _LOW[self.bits] if low is None else low
+        if self.symmetric:
+            # The lopsided range reaches further on one side: also stretched until the short side reaches the extreme, and mirrored.
+            space = Space(self.levels, symmetric_factors(low, -lowest / highest, steps, self.full_range), refits=refits)
+        else:
+            space = Space(self.levels, symmetric_factors(low, 1.0, steps, False), (0, -1, 1), highest, refits)
+        return minimise(weight, importance, self.grid(weight, where), self.granularity, space, where)
+
+    def levels(self, ratio: Tensor, zero: Tensor | None = None) -> Tensor:
+        """Nearest codes of w / scale with the zero point taken off, as floats; ties go to the even code. Writes over `ratio`.
+
+        Args:
+            ratio: w / scale, float, any shape.
+            zero: zero points that broadcast against it, None for symmetric formats.
+        """
+        lowest, highest = self.code_range
+        ratio.round_()
+        return ratio.clamp_(lowest, highest) if zero is None else ratio.clamp_(lowest - zero, highest - zero)
+
+    def bounds(self, zero: Tensor | None = None) -> tuple[Tensor | float, Tensor | float]:
+        """Range of w / scale that is not clipped, half a step beyond the extreme codes."""
+        lowest, highest = self.code_range
+        return (lowest - 0.5, highest + 0.5) if zero is None else (lowest - 0.5 - zero, highest + 0.5 - zero)
 
     def round(self, weight: Tensor, scale: Tensor, zero: Tensor | None) -> Codes:
         """Nearest codes on a given grid; ties go to the even code.
@@ -169,13 +184,16 @@ class Int:
             weight: "out in".
             scale: as `grid` or `search` gave it, "out group".
             zero: likewise, None for symmetric formats.
+
+        Raises:
+            LessenError: the weight has NaN values.
         """
-        lowest, highest = self.code_range
-        codes = (self._grouped(weight) / scale.reshape(-1, 1).float()).round_()
-        if zero is not None:
-            codes += zero.reshape(-1, 1)
-        codes = codes.clamp_(lowest, highest).to(torch.int8 if self.symmetric else torch.uint8)
-        return Codes(codes.view(weight.shape), scale, zero)
+        column = None if zero is None else zero.reshape(-1, 1).float()
+        codes = self.levels(grouped(weight, self.granularity) / scale.reshape(-1, 1).float(), column)
+        if bool(codes.sum().isnan()):
+            raise LessenError("weight", got="NaN", wanted="finite weights", remedy="use the grid of these very weights")
+        codes = codes if column is None else codes.add_(column)
+        return Codes(codes.to(torch.int8 if self.symmetric else torch.uint8).view(weight.shape), scale, zero)
 
     def encode(self, weight: Tensor) -> Codes:
         """Codes of a matrix "out in" on the grid of its extreme values."""
@@ -183,69 +201,10 @@ class Int:
 
     def decode(self, codes: Codes) -> Tensor:
         """float32 "out in": exactly scale * (values - zero) in float32."""
-        values = self._grouped(codes.values)
+        values = grouped(codes.values, self.granularity)
         if codes.zero is not None:
             values = values - codes.zero.reshape(-1, 1).float()
         return (values * codes.scale.reshape(-1, 1).float()).view(codes.values.shape)
-
-    def _grouped(self, weight: Tensor) -> Tensor:
-        """float32 "group size": one row for each scale."""
-        rows, groups = self.scale_shape(weight.shape)
-        return weight.float().reshape(rows * groups, -1)
-
-    def _extremes(self, weight: Tensor, where: str) -> tuple[Tensor, Tensor]:
-        """Smallest and largest weight of each group, float32 "out group"."""
-        low, high = torch.aminmax(self._grouped(weight), dim=1)
-        if not bool(low.isfinite().all() and high.isfinite().all()):
-            raise LessenError(where, got="NaN or infinite weights", wanted="finite ones", remedy="load the checkpoint again")
-        shape = self.scale_shape(weight.shape, where)
-        return low.view(shape), high.view(shape)
-
-    def _stored(self, scale: Tensor, extreme: Tensor, where: str) -> Tensor:
-        """Scales as they will be stored: rounded, never 0, 1 for groups of zeros. extreme: largest weight, or width, of the group."""
-        stored = scale.to(self.scale_dtype)
-        if not bool(stored.isfinite().all()):
-            raise LessenError(where, got=f"a scale of {float(scale.abs().max()):.3g}", wanted=f"one that {self.scale_dtype} can hold",
-                              remedy="use scale_dtype=torch.float32")  # fmt: skip
-        smallest = max(torch.finfo(self.scale_dtype).smallest_normal * torch.finfo(self.scale_dtype).eps, torch.finfo().smallest_normal)
-        # float16 scales below 6e-5 are so coarse that rounding down would clip by more than half a step: take the next larger.
-        reach = max(abs(code) for code in self.code_range) + 0.5
-        short = stored.float().abs() * reach < extreme.abs()
-        step = torch.where(short, smallest, 0.0).copysign(scale)
-        stored = (stored.float() + step).to(self.scale_dtype)
-        floor = torch.where(stored.abs() < smallest, torch.full_like(scale, smallest).copysign(scale), stored.float())
-        return torch.where(extreme == 0, 1.0, floor).to(self.scale_dtype)
-
-    def _search_rows(
-        self, weight: Tensor, importance: Tensor | None, scale: Tensor, zero: Tensor | None, steps: int, low: float, refits: int
-    ) -> tuple[Tensor, Tensor | None]:
-        """`search` on rows that fit into the cache."""
-        h = None if importance is None else self._grouped(importance.expand_as(weight))
-        slab = search.Slab.of(self._grouped(weight), h, self.code_range)
-        plain = scale.float().view(-1)
-        plain_zero = None if zero is None else zero.float().view(-1)
-        best = slab.loss(plain, plain_zero)
-        found, found_zero = plain, plain_zero
-        for trial_zero, factors in self._trials(plain_zero, steps, low):
-            candidate, _ = search.sweep(slab.dots, plain, trial_zero, factors, refits)
-            candidate = candidate.to(self.scale_dtype).float()
-            loss = slab.loss(candidate, trial_zero)
-            better = (loss < best) & candidate.isfinite() & (candidate != 0)
-            best, found = torch.where(better, loss, best), torch.where(better, candidate, found)
-            if found_zero is not None and trial_zero is not None:
-                found_zero = torch.where(better, trial_zero, found_zero)
-        stored_zero = None if found_zero is None else found_zero.to(torch.uint8).view(scale.shape)
-        return found.to(self.scale_dtype).view(scale.shape), stored_zero
-
-    def _trials(self, zero: Tensor | None, steps: int, low: float) -> list[tuple[Tensor | None, list[float]]]:
-        """Zero points to try, each with the factors on the plain scale."""
-        lowest, highest = self.code_range
-        if zero is not None:
-            factors = torch.linspace(low, 1.0, steps).tolist()
-            return [((zero + shift).clamp(lowest, highest), factors) for shift in (0, -1, 1)]
-        # The lopsided range reaches -2^(b-1) on one side only: stretched until the short side reaches the extreme, or mirrored.
-        factors = torch.linspace(low, lowest / -highest, steps).tolist()
-        return [(None, factors + [-f for f in factors] if self.full_range else factors)]
 
 
 __all__ = ["Codes", "Granularity", "Int", "PerGroup", "PerRow", "PerTensor"]
