@@ -1,10 +1,12 @@
-"""Tiny random decoders of several families, and a checkpoint over a module in memory."""
+"""Tiny random decoders of several families, and edits for them."""
 
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from lessen.core.edit import Drop, Keep
+from lessen.core.unit import Unit
 
 SMALL: dict[str, Any] = {
     "vocab_size": 64,
@@ -50,39 +52,17 @@ def tokens(batch: int = 2, seq: int = 12, seed: int = 1) -> Tensor:
     return torch.randint(3, 64, (batch, seq), generator=torch.Generator().manual_seed(seed))
 
 
-class Memory:
-    """The checkpoint protocol over a module: enough of it for units and edits."""
 
-    def __init__(self, model: nn.Module):
-        self.model, self.label = model, type(model).__name__
-        self.config: dict[str, Any] = model.config.to_dict()  # pyright: ignore
-        stored = {id(p): n for n, p in model.named_parameters()}
-        self.names = list(stored.values())
-        every = model.named_parameters(remove_duplicate=False)
-        self.tied = {n: stored[id(p)] for n, p in every if stored[id(p)] != n}
-        self.size_bytes = sum(p.numel() * p.element_size() for p in model.parameters())
+def some_keeps(units: list[Unit], seed: int = 0, uniform: bool = False) -> list[Keep]:
+    """Cut every ffn and kv_group unit to two thirds (uniform) or to a random width."""
+    generator = torch.Generator().manual_seed(seed)
+    keeps: list[Keep] = []
+    for unit in units:
+        if unit.kind in ("ffn", "kv_group"):
+            count = unit.size * 2 // 3 if uniform else int(torch.randint(1, max(2, unit.size), (), generator=generator))
+            keeps.append(Keep(unit, torch.randperm(unit.size, generator=generator)[:count].sort().values))
+    return keeps
 
-    def shape(self, name: str) -> tuple[int, ...]:
-        return tuple(self.model.get_parameter(name).shape)
 
-    def read(self, name: str) -> Tensor:
-        return self.model.get_parameter(name).detach()
-
-    def quantized(self, name: str) -> None:
-        return None
-
-    def skeleton(self) -> nn.Module:
-        from transformers import AutoModelForCausalLM
-
-        with torch.device("meta"):
-            fresh = AutoModelForCausalLM.from_config(type(self.model.config)(**self.model.config.to_dict()), attn_implementation="eager")  # pyright: ignore
-        return fresh.to(next(self.model.parameters()).dtype).eval()
-
-    def tokenizer(self) -> Any:
-        raise AssertionError("no test of edits reads a tokenizer")
-
-    def copy_tokenizer(self, folder: Path) -> None:
-        return None
-
-    def fingerprint(self) -> str:
-        return "memory"
+def drop(units: list[Unit], *blocks: int) -> list[Drop]:
+    return [Drop(unit) for unit in units if unit.kind == "layer" and unit.block in blocks]

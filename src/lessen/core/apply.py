@@ -18,9 +18,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from lessen.core.config import config_changes, unit_sizes, zero_biases
+from lessen.core.config import bias_groups, config_changes, unit_sizes
 from lessen.core.edit import Drop, Edit, Factor, Keep, Quantize, Replace
-from lessen.core.trace import Shape, Traced, kept, touched, trace
+from lessen.core.trace import Shape, Traced, kept, spoken_of, trace
 from lessen.errors import LessenError
 
 _ALSO_CALLED = {
@@ -42,8 +42,8 @@ def edited(name: str, tensor: Tensor, edits: Sequence[Edit]) -> Tensor | None:
         if isinstance(edit, Drop):
             if name.startswith(f"{edit.unit.name}."):
                 return None
-        elif name in touched(edit):
-            tensor = carry_out(tensor, ((name, edit),))
+        elif (spoken := spoken_of(name, edit)) is not None:
+            tensor = carry_out(tensor, ((spoken, edit),))
     return tensor
 
 
@@ -84,35 +84,41 @@ def apply(model: nn.Module, edits: Sequence[Edit], mode: Literal["slice", "mask"
     stored = dict(model.named_parameters())
     by_id = {id(p): n for n, p in stored.items()}
     tied = {n: by_id[id(p)] for n, p in model.named_parameters(remove_duplicate=False) if by_id[id(p)] != n}
-    traced = trace({n: tuple(p.shape) for n, p in stored.items()}, edits, tied)
+    config = getattr(model, "config", None)
+    settings = _settings(config)
+    traced = trace({n: tuple(p.shape) for n, p in stored.items()}, edits, tied, tuple(bias_groups(settings).values()))
     if mode == "mask":
         _assign(model, dict(_masked(stored, traced)))
         return model
-    config = getattr(model, "config", None)
-    settings: dict[str, Any] = config.to_dict() if hasattr(config, "to_dict") else {}  # pyright: ignore[reportOptionalMemberAccess]
     changes = config_changes(settings, edits, traced)
     _try(config, changes)
     places = {name: tensor.place for name, tensor in traced.items()}
-    tensors = {t.place: carry_out(_before(stored, t), t.steps) for t in traced.values() if t.steps}
-    for name, shape in zero_biases(settings, traced).items():
-        weight = places[f"{name.removesuffix('bias')}weight"]
-        tensors[f"{weight.removesuffix('weight')}bias"] = stored[weight].detach().new_zeros(shape)
-    attributes = [*_attributes(model, edits, places, changes), *((config, key, value) for key, value in changes.items())]
+    tensors = {t.place: _after(stored, t) for t in traced.values() if t.steps or t.new}
+    attributes = list(_attributes(model, edits, places, changes))
     shorter = list(_shorter(model, traced, stored))
     _assign(model, tensors)
     for blocks, stay in shorter:
         _renumber(blocks, stay)
     for owner, key, value in attributes:
         setattr(owner, key, value)
+    _configure(config, changes)
     return model
+
+
+def _settings(config: Any) -> dict[str, Any]:
+    """A configuration object, a plain dict, or none at all, as a dict."""
+    return config if isinstance(config, dict) else config.to_dict() if hasattr(config, "to_dict") else {}
+
+
+def _configure(config: Any, changes: Mapping[str, Any]) -> None:
+    for key, value in changes.items():
+        config.__setitem__(key, value) if isinstance(config, dict) else setattr(config, key, value)
 
 
 def _try(config: Any, changes: Mapping[str, Any]) -> None:
     """Make the changes on a copy of the configuration, which may refuse them."""
-    trial = copy.deepcopy(config) if changes else None
     try:
-        for key, value in changes.items():
-            setattr(trial, key, value)
+        _configure(copy.deepcopy(config) if changes else config, changes)
     except (TypeError, ValueError) as error:
         reason = " ".join(str(error).split())[:160]
         raise LessenError(type(config).__name__, got=f"{dict(changes)}", wanted="a configuration that it accepts", remedy=reason) from error
@@ -120,9 +126,16 @@ def _try(config: Any, changes: Mapping[str, Any]) -> None:
 
 def _before(stored: Mapping[str, nn.Parameter], tensor: Traced) -> Tensor:
     """The tensor before its steps; for a new bias, something of its dtype and device."""
-    if tensor.shape is None:
-        return stored[f"{tensor.place.removesuffix('bias')}weight"].detach().new_zeros(tensor.after)
+    if tensor.new:
+        weight = stored[f"{tensor.place.removesuffix('bias')}weight"].detach()
+        return weight.new_zeros(tensor.shape)
     return stored[tensor.place].detach()
+
+
+def _after(stored: Mapping[str, nn.Parameter], tensor: Traced) -> Tensor:
+    """The tensor after its steps; on the meta device only its shape is worked out."""
+    before = _before(stored, tensor)
+    return before.new_empty(tensor.after) if before.is_meta else carry_out(before, tensor.steps)
 
 
 def _masked(stored: Mapping[str, nn.Parameter], traced: Mapping[str, Traced]) -> Iterator[tuple[str, Tensor]]:
@@ -130,19 +143,19 @@ def _masked(stored: Mapping[str, nn.Parameter], traced: Mapping[str, Traced]) ->
     for name in stored.keys() - {t.place for t in traced.values()}:
         yield name, torch.zeros_like(stored[name])
     for tensor in traced.values():
-        if not tensor.steps:
+        if not tensor.steps and not tensor.new:
             continue
-        before = _before(stored, tensor)
-        if tensor.shape is None:
+        value = carry_out(_before(stored, tensor), tensor.steps)
+        if tensor.new:
+            # A bias may come after rows were cut: its entries lie where the rows that are left lie.
             weight = next(t for t in traced.values() if t.place == f"{tensor.place.removesuffix('bias')}weight")
-            rows = stored[weight.place].shape[:1]
-            before, steps = before.new_zeros(rows), (*(s for s in weight.steps if isinstance(s[1], Keep)), *tensor.steps)
-            places = _surviving(tuple(stored[weight.place].shape), steps)[:1]
+            full = value.new_zeros(stored[weight.place].shape[:1])
+            places = _surviving(tuple(stored[weight.place].shape), weight.steps)[:1]
         else:
+            full = torch.zeros_like(stored[tensor.place])
             places = _surviving(tensor.shape, tensor.steps)
-        full = torch.zeros_like(before)
-        full[torch.meshgrid(*places, indexing="ij")] = carry_out(_before(stored, tensor), tensor.steps)
-        yield tensor.place, full
+        full[torch.meshgrid(*places, indexing="ij")] = value
+        yield tensor.place, full.detach()
 
 
 def _surviving(shape: Shape, steps: Sequence[tuple[str, Edit]]) -> list[Tensor]:

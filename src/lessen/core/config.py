@@ -4,12 +4,11 @@ Widths and head counts are fields if all blocks agree; if they differ, the field
 tensors. A bias on one linear is written as a flag for a whole group of linears, so the others of the group get biases of zero.
 """
 
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lessen.core.edit import Drop, Edit, Keep
-from lessen.core.trace import Shape, Traced, renumbering
+from lessen.core.trace import Traced, in_block, renumbering
 
 _ATTENTION = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj")
 _MLP = ("mlp.gate_proj", "mlp.up_proj", "mlp.down_proj")
@@ -20,7 +19,6 @@ BIAS_FIELDS: dict[str, dict[str, tuple[str, ...]]] = {
 """By `model_type`: configuration field -> the linears of every block that carry a bias when it is true."""
 
 _DEPTH = ("num_hidden_layers", "n_layer", "num_layers")
-_BLOCK = re.compile(r"(.*?\.\d+)\.(.+)\.(?:weight|bias)")
 
 
 def depth_field(config: Mapping[str, Any]) -> str | None:
@@ -43,10 +41,11 @@ def config_changes(config: Mapping[str, Any], edits: Sequence[Edit], traced: Map
         values = set(by_unit.values())
         if len(values) == 1 and (layers is None or len(by_unit) == layers):
             changes[name] = values.pop()
-    if "num_attention_heads" in changes and not config.get("head_dim"):
-        changes["head_dim"] = config["hidden_size"] // config["num_attention_heads"]
-    for name in _bias_groups(config, traced):
-        changes[name] = True
+    heads = config.get("num_attention_heads")
+    if changes.get("num_attention_heads", heads) != heads and not config.get("head_dim"):
+        changes["head_dim"] = config["hidden_size"] // heads
+    biased = {in_block(name) for name, tensor in traced.items() if tensor.new}
+    changes |= {name: True for name, group in bias_groups(config).items() if biased & set(group)}
     return {k: v for k, v in changes.items() if k not in config or config[k] != v}
 
 
@@ -69,22 +68,10 @@ def unit_sizes(edits: Sequence[Edit]) -> dict[str, dict[str, int]]:
     return sizes
 
 
-def zero_biases(config: Mapping[str, Any], traced: Mapping[str, Traced]) -> dict[str, Shape]:
-    """Biases of zero that must accompany the ones which the edits add: final name -> shape."""
-    wanted: dict[str, Shape] = {}
-    groups = _bias_groups(config, traced)
-    linears = {linear for group in groups.values() for linear in group}
-    for name, tensor in traced.items():
-        found = _BLOCK.fullmatch(name)
-        if found and found[2] in linears and name.endswith(".weight") and (bias := f"{found[1]}.{found[2]}.bias") not in traced:
-            wanted[bias] = tensor.after[:1]
-    return wanted
-
-
-def _bias_groups(config: Mapping[str, Any], traced: Mapping[str, Traced]) -> dict[str, tuple[str, ...]]:
+def bias_groups(config: Mapping[str, Any]) -> dict[str, tuple[str, ...]]:
+    """Fields that are off and would switch on the biases of a group of linears, with that group."""
     fields = BIAS_FIELDS.get(str(config.get("model_type")), {})
-    added = {found[2] for name, tensor in traced.items() if tensor.shape is None and (found := _BLOCK.fullmatch(name))}
-    return {name: group for name, group in fields.items() if not config.get(name) and added & set(group)}
+    return {name: group for name, group in fields.items() if not config.get(name)}
 
 
 def _depth_changes(config: Mapping[str, Any], edits: Sequence[Edit]) -> dict[str, Any]:

@@ -6,10 +6,11 @@ The rules of a list of edits:
                 longer list and the codes of a quantized tensor have its pruned shape
     drops       consecutive `Drop`s speak of one numbering and act at once; blocks after them move up, and later edits use their new numbers
     fused       slices of one unit along one axis of one tensor act at once; indices outside all of them stay
-    new tensor  only a bias beside an existing weight may be new
+    biases      only a bias beside an existing weight may be new; a cut through a weight's outputs goes through its bias too
     ties        an alias means the tensor that it shares
 """
 
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -20,6 +21,7 @@ from lessen.core.edit import Drop, Edit, Factor, Keep, Quantize, Replace
 from lessen.errors import LessenError
 
 Shape = tuple[int, ...]
+_IN_BLOCK = re.compile(r".*?\.\d+\.(.+)\.(?:weight|bias)")
 
 
 @dataclass(frozen=True)
@@ -28,24 +30,32 @@ class Traced:
 
     Attributes:
         place: where it lies in the model before the edits (for a new bias: where it will be put).
-        shape: before the edits; None for a new bias.
+        shape: before the edits; for a new bias, the shape of the zeros that it starts from.
         after: shape after the edits.
-        steps: the edits that touch it, each with the name that the tensor had at that point.
+        steps: the edits that touch it, each with the name under which it speaks of the tensor.
+        new: a bias that the model did not have before.
     """
 
     place: str
-    shape: Shape | None
+    shape: Shape
     after: Shape
     steps: tuple[tuple[str, Edit], ...] = ()
+    new: bool = False
 
 
-def trace(shapes: Mapping[str, Shape], edits: Sequence[Edit], tied: Mapping[str, str] | None = None) -> dict[str, Traced]:
+def trace(
+    shapes: Mapping[str, Shape],
+    edits: Sequence[Edit],
+    tied: Mapping[str, str] | None = None,
+    together: Sequence[tuple[str, ...]] = (),
+) -> dict[str, Traced]:
     """Follow every tensor through the edits.
 
     Args:
         shapes: of every stored tensor, in model order.
         edits: what to do.
         tied: alias -> stored name.
+        together: groups of linears (by their names inside a block) that have biases all or none.
 
     Returns:
         final name -> what becomes of it, in model order, new biases after their weights; dropped tensors are missing.
@@ -63,12 +73,15 @@ def trace(shapes: Mapping[str, Shape], edits: Sequence[Edit], tied: Mapping[str,
             aliases = {a: b for k, v in aliases.items() if (a := rename(k)) is not None and (b := rename(v)) is not None}
             continue
         for name in touched(group):
-            stored = aliases.get(name, name)
-            if stored not in current:
-                current = _with_bias(current, stored, group)
-            before = current[stored]
-            after = _shape_after(stored, before.after, group, name)
-            current[stored] = replace(before, after=after, steps=(*before.steps, (name, group)))
+            if aliases.get(name, name) not in current:
+                current = _with_biases(current, name, group, together)
+        beside = [f"{name.removesuffix('.weight')}.bias" for name in touched(group)]
+        for name in dict.fromkeys([*touched(group), *beside]):
+            if (name in current or name in aliases) and (spoken := spoken_of(name, group)) is not None:
+                stored = aliases.get(name, name)
+                before = current[stored]
+                after = _shape_after(spoken, before.after, group)
+                current[stored] = replace(before, after=after, steps=(*before.steps, (spoken, group)))
     return current
 
 
@@ -83,6 +96,13 @@ def touched(edit: Edit) -> list[str]:
             return [edit.name]
 
 
+def spoken_of(name: str, edit: Edit) -> str | None:
+    """The name under which an edit touches a tensor: its own, or its weight's if it is a bias; None if it does not."""
+    names = touched(edit)
+    weight = f"{name.removesuffix('.bias')}.weight"
+    return name if name in names else weight if isinstance(edit, Keep) and name.endswith(".bias") and weight in names else None
+
+
 def kept(edit: Keep, name: str, shape: Shape) -> dict[int, Tensor]:
     """For every axis of the tensor `name` that the edit cuts: the indices that stay, int64, sorted.
 
@@ -94,7 +114,8 @@ def kept(edit: Keep, name: str, shape: Shape) -> dict[int, Tensor]:
     """
     stay: dict[int, Tensor] = {}
     for part in edit.unit.slices:
-        if part.name == name:
+        # A bias that is spoken of by its weight's name has the first axis only.
+        if part.name == name and part.axis < len(shape):
             mask = stay.setdefault(part.axis, torch.ones(shape[part.axis], dtype=torch.bool))
             window = mask[part.start : part.start + edit.unit.size * part.span].view(edit.unit.size, part.span)
             window.fill_(False)
@@ -127,6 +148,14 @@ def renumbering(drops: Sequence[Drop]) -> Callable[[str], str | None]:
     return rename
 
 
+def final_name(name: str, edits: Sequence[Edit]) -> str | None:
+    """What a tensor, or a module, is called after the edits; None if it is dropped."""
+    for group in _drops_together(edits):
+        if isinstance(group, list) and name is not None:
+            name = renumbering(group)(name)  # pyright: ignore[reportAssignmentType]
+    return name
+
+
 def _check_drops(names: Iterable[str], drops: Sequence[Drop]) -> None:
     """Raise unless each drop names a block and one block is left."""
     gone: dict[str, set[str]] = {}
@@ -155,25 +184,37 @@ def _drops_together(edits: Sequence[Edit]) -> Iterator[Keep | Quantize | Replace
         yield run
 
 
-def _with_bias(current: dict[str, Traced], name: str, edit: Edit) -> dict[str, Traced]:
-    """The tensors with room for a bias after its weight."""
+def _with_biases(current: dict[str, Traced], name: str, edit: Edit, together: Sequence[tuple[str, ...]]) -> dict[str, Traced]:
+    """The tensors with room for a bias after its weight, and for those that must come with it."""
     weight = f"{name.removesuffix('.bias')}.weight"
     if not isinstance(edit, Replace) or not name.endswith(".bias") or weight not in current:
         remedy = "see `lessen inspect --units`; only a bias beside an existing weight may be new"
         raise LessenError(name, got=f"a {type(edit).__name__} edit", wanted="the name of a tensor of the model", remedy=remedy)
+    group = next((linears for linears in together if in_block(weight) in linears), ())
     grown: dict[str, Traced] = {}
     for key, traced in current.items():
         grown[key] = traced
-        if key == weight:
-            grown[name] = Traced(f"{traced.place.removesuffix('weight')}bias", None, traced.after[:1])
+        bias = f"{key.removesuffix('weight')}bias"
+        if key == weight or (in_block(key) in group and key.endswith(".weight") and bias not in current):
+            grown[bias] = Traced(f"{traced.place.removesuffix('weight')}bias", traced.after[:1], traced.after[:1], new=True)
     return grown
 
 
-def _shape_after(name: str, shape: Shape, edit: Edit, spoken: str) -> Shape:
+def in_block(name: str) -> str | None:
+    """The module that holds a tensor, by its name inside its block.
+
+    >>> in_block("model.layers.3.mlp.up_proj.weight")
+    'mlp.up_proj'
+    """
+    found = _IN_BLOCK.fullmatch(name)
+    return found and found[1]
+
+
+def _shape_after(name: str, shape: Shape, edit: Edit) -> Shape:
     match edit:
         case Keep():
-            _check_keep(spoken, shape, edit)
-            cut = kept(edit, spoken, shape)
+            _check_keep(name, shape, edit)
+            cut = kept(edit, name, shape)
             return tuple(len(cut[axis]) if axis in cut else size for axis, size in enumerate(shape))
         case Quantize(_, _, codes):
             got = tuple(codes.values.shape)
@@ -196,6 +237,6 @@ def _check_keep(name: str, shape: Shape, edit: Keep) -> None:
         raise LessenError(unit.name, got="indices out of range or order", wanted=f"increasing numbers below {unit.size}")
     for part in unit.slices:
         end = part.start + unit.size * part.span
-        if part.name == name and (part.axis >= len(shape) or end > shape[part.axis]):
+        if part.name == name and part.axis < len(shape) and end > shape[part.axis]:
             got = f"shape {shape} for {unit.size} channels of {part.span} on axis {part.axis}"
             raise LessenError(name, got=got, wanted=f"{end} indices there at least", remedy="plan again on this model")
