@@ -3,6 +3,7 @@ from pathlib import Path
 import pytest
 
 from lessen import recipe
+from lessen.core.options import options
 from lessen.errors import UsageError
 from lessen.methods import METHODS
 from lessen.recipe import Dial, Recipe
@@ -42,7 +43,7 @@ def test_every_method_survives_json_and_its_own_spelling(cls):
 
 @pytest.mark.parametrize("cls", METHODS, ids=lambda cls: cls.__name__)
 def test_every_option_of_every_method_explains_itself(cls):
-    for option in recipe.options(cls):
+    for option in options(cls):
         assert option.help.endswith("."), f"{cls.__name__}.{option.name} has no docstring under its field"
 
 

@@ -12,17 +12,16 @@ the wrong type with what was wanted, both with the line of the file.
 """
 
 import ast
-import inspect
 import re
 import tomllib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, fields, is_dataclass, replace
-from itertools import pairwise
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import TYPE_CHECKING, Any, Literal, Union, get_args, get_origin, get_type_hints
 
+from lessen.core.options import spell
 from lessen.errors import LessenError, UsageError, nearest
 
 if TYPE_CHECKING:
@@ -136,37 +135,6 @@ def from_json(data: Sequence[Mapping[str, Any]], where: str = "recipe") -> "list
 
 
 @dataclass(frozen=True)
-class Option:
-    """One option of a method, for help and documentation."""
-
-    name: str
-    type: str
-    default: Any
-    help: str
-
-
-def options(method: type[Any]) -> list[Option]:
-    """The options of a method class, read from its dataclass fields; the help is the docstring under each field.
-
-    >>> from lessen.methods import METHODS
-    >>> [option.name for cls in METHODS if cls.__name__ == "RTN" for option in options(cls)][0]
-    'bits'
-    """
-    helps: dict[str, str] = {}
-    for cls in reversed([c for c in method.__mro__ if is_dataclass(c)]):
-        body = ast.parse(inspect.getsource(cls)).body[0]
-        assert isinstance(body, ast.ClassDef)
-        for field, after in pairwise(body.body):
-            if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name):
-                text = after.value if isinstance(after, ast.Expr) else None
-                helps[field.target.id] = (
-                    inspect.cleandoc(text.value) if isinstance(text, ast.Constant) and isinstance(text.value, str) else ""
-                )
-    hints = get_type_hints(method)
-    return [Option(f.name, _spell(hints[f.name]), f.default, helps.get(f.name, "")) for f in fields(method) if f.init]
-
-
-@dataclass(frozen=True)
 class _Place:
     """Where a piece of a recipe stands, to name its line when something is wrong with it."""
 
@@ -212,7 +180,7 @@ def _method(item: Any, place: _Place) -> Any:
     known = {cls.__name__: cls for cls in METHODS}
     if type(item) in known.values():
         return item
-    item = _call(item, place) if isinstance(item, str) else item
+    item = call(item, str(place)) if isinstance(item, str) else item
     if not isinstance(item, Mapping) or not isinstance(item.get("name"), str):
         raise UsageError(str(place), got=repr(item), wanted='a method: {name = "GPTQ", bits = 4} or "GPTQ(bits=4)"')
     name = item["name"]
@@ -230,8 +198,12 @@ def _method(item: Any, place: _Place) -> Any:
         raise UsageError(f"{place}: {error.where}", got=error.got, wanted=error.wanted, remedy=error.remedy) from None
 
 
-def _call(text: str, place: _Place) -> dict[str, Any]:
-    """`GPTQ(bits=4)` as the table that it abbreviates. Bare words are strings, except true, false and none."""
+def call(text: str, where: str) -> dict[str, Any]:
+    """A name with options as the table that it abbreviates. Bare words are strings, except true, false and none.
+
+    >>> call("GPTQ(bits=4, scale=mse)", "--method")
+    {'name': 'GPTQ', 'bits': 4, 'scale': 'mse'}
+    """
 
     def value(node: ast.expr) -> Any:
         match node:
@@ -248,9 +220,7 @@ def _call(text: str, place: _Place) -> dict[str, Any]:
         body = ast.parse(text.strip(), mode="eval").body
         return {"name": body.id} if isinstance(body, ast.Name) else value(body)
     except (SyntaxError, ValueError):
-        raise UsageError(
-            str(place), got=repr(text), wanted="a method with its options", remedy="write it like GPTQ(bits=4, group=64)"
-        ) from None
+        raise UsageError(where, got=repr(text), wanted="a name with its options", remedy="write it like GPTQ(bits=4, group=64)") from None
 
 
 def _coerce(value: Any, want: Any, place: _Place, name: str) -> Any:
@@ -265,7 +235,7 @@ def _coerce(value: Any, want: Any, place: _Place, name: str) -> Any:
             return value
         if isinstance(value, str):
             remedy = nearest(value, map(str, args))
-            raise UsageError(str(place), got=f"{name} = {value!r}", wanted=_spell(want), remedy=remedy)
+            raise UsageError(str(place), got=f"{name} = {value!r}", wanted=spell(want), remedy=remedy)
     elif want is NoneType:
         if value is None or value == "none":
             return None
@@ -281,19 +251,7 @@ def _coerce(value: Any, want: Any, place: _Place, name: str) -> Any:
             return tuple(_coerce(item, arg, place, name) for item, arg in zip(value, args, strict=True))
     elif origin is not tuple and (isinstance(value, str | Mapping) or is_dataclass(value)):
         return _method(value, place)
-    raise UsageError(str(place), got=f"{name} = {value!r} ({type(value).__name__})", wanted=_spell(want))
-
-
-def _spell(want: Any) -> str:
-    """An annotation in words for a message."""
-    origin, args = get_origin(want), get_args(want)
-    if origin in (Union, UnionType):
-        return " or ".join(_spell(arg) for arg in args)
-    if origin is Literal:
-        return " or ".join(map(repr, args))
-    if origin is tuple:
-        return f"a list, each {_spell(args[0])}"
-    return {NoneType: "none", int: "an integer", float: "a number", bool: "true or false", str: "a string"}.get(want, "a method")
+    raise UsageError(str(place), got=f"{name} = {value!r} ({type(value).__name__})", wanted=spell(want))
 
 
 def _plain(value: Any) -> Any:

@@ -2,27 +2,30 @@
 
 `lessen compress m --method GPTQ --bits 3` should work, and `bits` is defined by the dataclass GPTQ, which imports torch and so cannot
 be asked while `--help` is to answer at once. Therefore: a long option that the command itself does not have belongs to the `--method`
-before it, and both are folded into the text that recipes understand, `--method "GPTQ(bits=3)"`. The recipe then checks it.
+before it, and both are folded into the text that recipes understand, `--method "GPTQ(bits=3)"`. The recipe then checks it. In the same
+way options of an exporter follow its `--format`.
 """
 
 import re
 from collections.abc import Collection, Sequence
 
+HEADS = ("--method", "--format")
+
 
 def fold(tokens: Sequence[str], own: Collection[str]) -> list[str]:
-    """Fold options that are not the command's `own` into the `--method` before them.
+    """Fold options that are not the command's `own` into the `--method` (or `--format`) before them.
 
     >>> fold(["m", "--method", "GPTQ", "--bits", "3", "--out", "x", "--group=64", "--method", "RTN"], {"--method", "--out"})
     ['m', '--method', 'GPTQ(bits=3, group=64)', '--out', 'x', '--method', 'RTN']
     """
     folded: list[str] = []
     options: list[str] = []
-    method: int | None = None  # where in `folded` the name of the current method stands
+    head: int | None = None  # where in `folded` the current method stands
     position = 0
 
     def close() -> None:
-        if method is not None and options:
-            folded[method] = f"{folded[method].removesuffix(')')}{', ' if folded[method].endswith(')') else '('}{', '.join(options)})"
+        if head is not None and options:
+            folded[head] = f"{folded[head].removesuffix(')')}{', ' if folded[head].endswith(')') else '('}{', '.join(options)})"
         options.clear()
 
     while position < len(tokens):
@@ -31,13 +34,13 @@ def fold(tokens: Sequence[str], own: Collection[str]) -> list[str]:
         if token == "--":
             folded += tokens[position:]
             break
-        if name == "--method":
+        if name in HEADS:
             close()
             folded += [name] + ([value] if equals else list(tokens[position + 1 : position + 2]))
             position += 1 if equals else 2
-            method = len(folded) - 1 if folded[-1] != "--method" else None
+            head = len(folded) - 1 if folded[-1] not in HEADS else None
             continue
-        if method is not None and name.startswith("--") and name not in own:
+        if head is not None and name.startswith("--") and name not in own:
             position += 1
             if name.startswith("--no-"):
                 name, value = f"--{name[5:]}", "false"

@@ -3,7 +3,6 @@
 from pathlib import Path
 from typing import Any
 
-from lessen import recipe
 from lessen.errors import UsageError, nearest
 
 
@@ -24,6 +23,7 @@ def catalogue() -> dict[str, list[dict[str, str]]]:
 
 def described(method: str) -> list[dict[str, str]]:
     """The options of one method as rows; UsageError with the nearest name if there is no such method."""
+    from lessen.core.options import options
     from lessen.methods import METHODS
 
     classes = {cls.__name__: cls for cls in METHODS}
@@ -31,7 +31,7 @@ def described(method: str) -> list[dict[str, str]]:
         raise UsageError("ls", got=f"the method {method}", wanted="one that exists", remedy=nearest(method, classes))
     return [
         {"option": option.name, "type": option.type, "default": repr(option.default), "help": option.help}
-        for option in recipe.options(classes[method])
+        for option in options(classes[method])
     ]
 
 

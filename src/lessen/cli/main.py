@@ -9,7 +9,7 @@ from cyclopts import CycloptsError
 
 from lessen.cli import looking, making
 from lessen.cli.app import app
-from lessen.cli.arguments import fold
+from lessen.cli.arguments import HEADS, fold
 from lessen.errors import LessenError
 
 __all__ = ["app", "looking", "main", "making", "run"]  # importing the two registers their commands
@@ -59,10 +59,7 @@ def _explain(error: BaseException) -> tuple[str, int]:
 
 
 def _prepare(tokens: Sequence[str]) -> list[str]:
-    if not tokens or "--method" not in " ".join(tokens):
+    if not tokens or tokens[0] not in app or not any(token.startswith(HEADS) for token in tokens):
         return list(tokens)
-    command = tokens[0]
-    if command not in app:
-        return list(tokens)
-    own = {name for argument in app[command].assemble_argument_collection() for name in argument.names}
+    own = {name for argument in app[tokens[0]].assemble_argument_collection() for name in argument.names}
     return fold(tokens, own | {"--help", "-h"})
