@@ -60,6 +60,21 @@ class Drop:
     unit: Unit
 
 
+class StoredQuantize(Quantize):
+    """A `Quantize` whose codes stay on disk and are read every time they are looked at, so that a whole plan fits in memory."""
+
+    def __init__(self, name: str, format: Int, path: Path, index: int):
+        object.__setattr__(self, "name", name)
+        object.__setattr__(self, "format", format)
+        object.__setattr__(self, "_place", (path, index))
+
+    @property
+    def codes(self) -> Codes:  # pyright: ignore[reportIncompatibleVariableOverride]
+        path, index = self._place  # pyright: ignore[reportAttributeAccessIssue]
+        with safe_open(path, "pt") as file:
+            return _codes(file, index)
+
+
 Edit = Keep | Quantize | Replace | Factor | Drop
 
 
@@ -91,7 +106,7 @@ def save_edits(path: Path, edits: Sequence[Edit]) -> None:
 
 
 def load_edits(path: Path) -> list[Edit]:
-    """Read what `save_edits` wrote."""
+    """Read what `save_edits` wrote. Codes stay in the file, which must outlive the edits."""
     edits: list[Edit] = []
     with safe_open(path, "pt") as file:
         for i, head in enumerate(json.loads(file.metadata()["edits"])):
@@ -99,9 +114,7 @@ def load_edits(path: Path) -> list[Edit]:
                 case "keep":
                     edits.append(Keep(_unit_from_json(head["unit"]), file.get_tensor(f"{i}.indices")))
                 case "quantize":
-                    zero = file.get_tensor(f"{i}.zero") if f"{i}.zero" in file.keys() else None  # noqa: SIM118
-                    codes = Codes(file.get_tensor(f"{i}.values"), file.get_tensor(f"{i}.scale"), zero)
-                    edits.append(Quantize(head["name"], spec.from_json(head["format"]), codes))
+                    edits.append(StoredQuantize(head["name"], spec.from_json(head["format"]), path, i))
                 case "replace":
                     edits.append(Replace(head["name"], file.get_tensor(f"{i}.weight")))
                 case "factor":
@@ -109,6 +122,11 @@ def load_edits(path: Path) -> list[Edit]:
                 case _:
                     edits.append(Drop(_unit_from_json(head["unit"])))
     return edits
+
+
+def _codes(file: Any, index: int) -> Codes:
+    zero = file.get_tensor(f"{index}.zero") if f"{index}.zero" in file.keys() else None  # noqa: SIM118
+    return Codes(file.get_tensor(f"{index}.values"), file.get_tensor(f"{index}.scale"), zero)
 
 
 def _unit_to_json(unit: Unit) -> dict[str, Any]:
@@ -130,20 +148,21 @@ def _unit_from_json(data: dict[str, Any]) -> Unit:
 
 def same(a: Edit, b: Edit) -> bool:
     """Bitwise equality of two edits, for tests of resume and determinism."""
-    if type(a) is not type(b):
-        return False
     match a, b:
         case Keep(), Keep():
             return a.unit == b.unit and torch.equal(a.indices, b.indices)
         case Quantize(), Quantize():
-            zeros = (a.codes.zero, b.codes.zero)
-            equal_zero = zeros == (None, None) or (None not in zeros and torch.equal(*zeros))  # pyright: ignore[reportArgumentType]
-            return (a.name, a.format) == (b.name, b.format) and equal_zero and torch.equal(a.codes.values, b.codes.values) and torch.equal(
-                a.codes.scale, b.codes.scale
-            )
+            return (a.name, a.format) == (b.name, b.format) and _same_codes(a.codes, b.codes)
         case Replace(), Replace():
             return a.name == b.name and torch.equal(a.weight, b.weight)
         case Factor(), Factor():
             return a.name == b.name and torch.equal(a.u, b.u) and torch.equal(a.v, b.v)
-        case _:
+        case Drop(), Drop():
             return a == b
+    return False
+
+
+def _same_codes(a: Codes, b: Codes) -> bool:
+    if a.zero is not None and b.zero is not None and not torch.equal(a.zero, b.zero):
+        return False
+    return (a.zero is None) == (b.zero is None) and torch.equal(a.values, b.values) and torch.equal(a.scale, b.scale)

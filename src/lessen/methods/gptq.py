@@ -146,7 +146,7 @@ def factorise(gram: Tensor, damping: float, tries: int = 8) -> tuple[Tensor, Ten
 def by_curvature(diagonal: Tensor, size: int) -> Tensor:
     """Column order: groups by their largest curvature, columns inside a group by their own, largest first."""
     groups = diagonal.reshape(-1, size)
-    inside = groups.argsort(1, descending=True, stable=True)
+    inside = groups.argsort(dim=1, descending=True, stable=True)
     order = groups.amax(1).argsort(descending=True, stable=True)
     return (inside + torch.arange(len(groups))[:, None] * size)[order].flatten()
 

@@ -30,7 +30,7 @@ class Rounding:
         return Int(self.bits, PerRow() if self.group is None else PerGroup(self.group), self.symmetric, self.full_range)
 
     def grid(self, weight: Tensor, importance: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """Scale and zero point by the rule of `scale`; importance is "in"."""
+        """Scale and zero point by the rule of `scale`; importance "in" counts unless the rule is "mse"."""
         if self.scale == "absmax":
             return self.format.grid(weight)
-        return self.format.search(weight, importance if self.scale == "hessian" else None)
+        return self.format.search(weight, None if self.scale == "mse" else importance)

@@ -11,11 +11,11 @@ The weighted search is what llama.cpp calls an importance matrix; the Hessian's 
 """
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from lessen.core.edit import Edit, Quantize
 from lessen.core.method import Stats
-from lessen.core.unit import View
+from lessen.core.unit import Kind, View
 from lessen.methods.rounding import Rounding
 from lessen.stats.accumulators import InputNorm
 
@@ -24,14 +24,25 @@ from lessen.stats.accumulators import InputNorm
 class RTN(Rounding):
     """Round to nearest on a searched grid."""
 
-    kind: ClassVar = "linear"
+    on: Literal["linears", "embeddings"] = "linears"
+    """What to round: the linears of the decoder blocks, or the token table and the output head."""
+
     scope: ClassVar = "block"
 
     @property
+    def kind(self) -> Kind:
+        return "linear" if self.on == "linears" else "embedding"
+
+    @property
     def needs(self) -> tuple[type, ...]:
-        return (InputNorm,) if self.scale == "hessian" else ()
+        return (InputNorm,) if self._weighted else ()
 
     def __call__(self, view: View, stats: Stats) -> list[Edit]:
         weight = view.weight.float()
-        scale, zero = self.grid(weight, stats[InputNorm] if self.scale == "hessian" else None)
+        scale, zero = self.grid(weight, stats[InputNorm] if self._weighted else None)
         return [Quantize(view.unit.slices[0].name, self.format, self.format.round(weight, scale, zero))]
+
+    @property
+    def _weighted(self) -> bool:
+        # A token table has no input to weight its columns by: it is searched with equal weights.
+        return self.scale == "hessian" and self.on == "linears"

@@ -1,0 +1,118 @@
+"""The work directory of a run: every finished step is on disk at once, and a killed run goes on where it was, to the same bits.
+
+A step is one decoder block of one pass (or the embeddings, or a decision for the whole model). Three files belong to it, each
+written aside and renamed: its edits, the hidden states that the next step starts from, and last its records, whose presence means
+that the step is complete. Only the newest hidden states are kept. `job.json` holds everything that the result depends on; a run
+that asks for anything else is refused by the name of the option.
+"""
+
+import json
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from lessen.core.edit import Edit, load_edits, save_edits
+from lessen.core.record import Record
+from lessen.errors import LessenError, UsageError
+
+ROOM = 64 * 2**20  # bytes that must stay free beside what a step is known to write
+
+
+class Journal:
+    """Finished steps of one run in `folder`.
+
+    Raises:
+        UsageError: the folder holds a run with other options.
+    """
+
+    def __init__(self, folder: Path, job: Mapping[str, Any]):
+        self.folder = folder
+        folder.mkdir(parents=True, exist_ok=True)
+        description = folder / "job.json"
+        job = json.loads(json.dumps(job))
+        if description.exists():
+            _refuse_changes(folder, json.loads(description.read_text()), job)
+        else:
+            _write_json(description, job)
+
+    def _path(self, pass_index: int, step: int, suffix: str) -> Path:
+        return self.folder / f"pass{pass_index}-step{step:04d}.{suffix}"
+
+    def finished(self, pass_index: int) -> int:
+        """How many steps of the pass are complete, counted from its first."""
+        step = 0
+        while self._path(pass_index, step, "json").exists():
+            step += 1
+        return step
+
+    def commit(
+        self, pass_index: int, step: int, edits: Sequence[Edit], records: Sequence[Record], state: Mapping[str, Tensor] | None = None
+    ) -> None:
+        """Make one step durable; `state` is what the next step starts from."""
+        self._check_room(state or {})
+        try:
+            save_edits(self._path(pass_index, step, "safetensors"), edits)
+            if state is not None:
+                aside = self._path(pass_index, step, "state.aside")
+                save_file({k: v.contiguous() for k, v in state.items()}, aside)
+                aside.replace(self._path(pass_index, step, "state"))
+            _write_json(self._path(pass_index, step, "json"), [asdict(record) for record in records])
+        except OSError as error:
+            raise LessenError(str(self.folder), got=str(error), wanted="room for one more block", remedy="free space, then run again: it resumes") from None
+        for old in self.folder.glob(f"pass{pass_index}-step*.state"):
+            if old != self._path(pass_index, step, "state"):
+                old.unlink()
+
+    def edits(self, pass_index: int, step: int) -> list[Edit]:
+        """Edits of one finished step."""
+        return load_edits(self._path(pass_index, step, "safetensors"))
+
+    def records(self, pass_index: int, step: int) -> list[Record]:
+        """Records of one finished step."""
+        return [
+            Record(**{**r, "shape_before": tuple(r["shape_before"]), "shape_after": tuple(r["shape_after"])})
+            for r in json.loads(self._path(pass_index, step, "json").read_text())
+        ]
+
+    def state(self, pass_index: int, step: int) -> dict[str, Tensor]:
+        """What the step after this one starts from."""
+        return load_file(self._path(pass_index, step, "state"))
+
+    def remove(self) -> None:
+        """Delete the work directory: the result is elsewhere."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _check_room(self, state: Mapping[str, Tensor]) -> None:
+        wanted = ROOM + sum(t.numel() * t.element_size() for t in state.values())
+        free = shutil.disk_usage(self.folder).free
+        if free < wanted:
+            raise LessenError(
+                str(self.folder), got=f"{free >> 20} MiB free", wanted=f"{wanted >> 20} MiB", remedy="free space, then run again: it resumes"
+            )
+
+
+def _write_json(path: Path, data: Any) -> None:
+    aside = path.with_suffix(path.suffix + ".aside")
+    aside.write_text(json.dumps(data, indent=1) + "\n")
+    aside.replace(path)
+
+
+def _refuse_changes(folder: Path, before: dict[str, Any], now: dict[str, Any]) -> None:
+    for option in sorted(before.keys() | now.keys()):
+        if before.get(option) != now.get(option):
+            raise UsageError(
+                f"{folder} ({option})",
+                got=_brief(now.get(option)),
+                wanted=f"{_brief(before.get(option))}, as when this run began",
+                remedy="resume with the old value, or remove that folder to start afresh",
+            )
+
+
+def _brief(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 160 else text[:157] + "..."

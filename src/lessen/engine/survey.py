@@ -1,0 +1,134 @@
+"""The model pass: look at every block once, then let a method rank units of the whole model against each other."""
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, overload
+
+import torch
+from torch import Tensor
+
+from lessen.core.edit import Drop, Edit, Keep, Replace
+from lessen.core.event import Event, Listener
+from lessen.core.record import Record
+from lessen.core.unit import Unit, View
+from lessen.engine.describe import describe
+from lessen.engine.journal import Journal
+from lessen.engine.walk import Hidden, Inputs, advance, collect, embed
+from lessen.errors import LessenError
+from lessen.models.checkpoint import Checkpoint
+from lessen.models.stream import Stream
+from lessen.stats.accumulators import BlockSimilarity
+from lessen.structure.decoder import units, view
+
+
+class Views(Sequence[View]):
+    """Views whose tensors are read when they are looked at, one unit at a time."""
+
+    def __init__(self, checkpoint: Checkpoint, of: Sequence[Unit]):
+        self.checkpoint, self.units = checkpoint, of
+
+    def __len__(self) -> int:
+        return len(self.units)
+
+    @overload
+    def __getitem__(self, index: int) -> View: ...
+    @overload
+    def __getitem__(self, index: slice) -> "Views": ...
+    def __getitem__(self, index: int | slice) -> "View | Views":
+        if isinstance(index, slice):
+            return Views(self.checkpoint, self.units[index])
+        return view(self.checkpoint, self.units[index])
+
+    def __iter__(self) -> Iterator[View]:
+        return (view(self.checkpoint, unit) for unit in self.units)
+
+
+@dataclass
+class ModelPass:
+    """One walk that collects statistics for a method of scope "model", and its decision."""
+
+    checkpoint: Checkpoint
+    method: Any
+    calibration: Tensor | None
+    journal: Journal
+    index: int
+    on_event: Listener | None = None
+    device: str = "cpu"
+
+    def run(self) -> None:
+        """Finish every step that the journal does not hold."""
+        chosen = units(self.checkpoint, self.method.kind)
+        stream = Stream(self.checkpoint, self.device)
+        steps = stream.blocks if self.method.needs else 0
+        if self.journal.finished(self.index) > steps:
+            return
+        values = self._survey(stream, chosen) if steps else {}
+        started = time.perf_counter()
+        stats = [values.get(unit.name, {}) for unit in chosen]
+        edits = self.method.decide(Views(self.checkpoint, chosen), stats)
+        seconds = (time.perf_counter() - started) / max(1, len(edits))
+        self.journal.commit(self.index, steps, edits, [record(edit, self.method, seconds) for edit in edits])
+        if self.on_event:
+            self.on_event(Event("prune", steps + 1, steps + 1, f"{describe(self.method)}: {len(edits)} edits", seconds=seconds))
+
+    def _survey(self, stream: Stream, chosen: Sequence[Unit]) -> dict[str, dict[type, Tensor]]:
+        if self.calibration is None:
+            name = type(self.method).__name__
+            raise LessenError(name, got="no calibration text", wanted="some, to collect its statistics", remedy="give a calibration text")
+        done = self.journal.finished(self.index)
+        hidden = embed(stream, self.calibration)
+        stream.release()
+        kept: dict[str, Tensor] = {}
+        if done:
+            kept = self.journal.state(self.index, done - 1)
+            hidden = list(kept.pop("hidden").split([len(part) for part in hidden]))
+        everything = [unit for unit in units(self.checkpoint) if unit.kind in ("inputs", self.method.kind)]
+        for index in range(done, stream.blocks):
+            started = time.perf_counter()
+            mine = [unit for unit in everything if unit.block == index]
+            measured, hidden = self._block(stream, index, mine, hidden)
+            kept |= measured
+            self.journal.commit(self.index, index, [], [], {**kept, "hidden": torch.cat(hidden)})
+            if self.on_event:
+                seconds = time.perf_counter() - started
+                self.on_event(Event("survey", index + 1, stream.blocks, f"{stream.path}.{index}: {describe(self.method)}", seconds=seconds))
+        return _by_unit(kept, self.method.needs)
+
+    def _block(self, stream: Stream, index: int, mine: Sequence[Unit], hidden: Hidden) -> tuple[dict[str, Tensor], Hidden]:
+        """Statistics of one block's units, named "unit/Accumulator", and the hidden states after it."""
+        block = stream.block(index)
+        chosen = [unit for unit in mine if unit.kind == self.method.kind]
+        if self.method.kind == "layer":
+            after = advance(stream, block, index, hidden)
+            similarity = BlockSimilarity()
+            for output, before in zip(after, hidden, strict=True):
+                similarity.update(output, before)
+            return {f"{unit.name}/BlockSimilarity": similarity.value() for unit in chosen}, after
+        inputs = Inputs(mine, f"{stream.path}.{index}.")
+        needs = {inputs.key(unit): list(self.method.needs) for unit in chosen}
+        stats, after = collect(stream, block, index, inputs, hidden, needs, hidden)
+        return {f"{unit.name}/{kind.__name__}": value for unit in chosen for kind, value in stats[inputs.key(unit)].items()}, after
+
+
+def _by_unit(kept: Mapping[str, Tensor], needs: Sequence[type]) -> dict[str, dict[type, Tensor]]:
+    classes = {need.__name__: need for need in needs}
+    found: dict[str, dict[type, Tensor]] = {}
+    for key, value in kept.items():
+        unit, _, kind = key.rpartition("/")
+        found.setdefault(unit, {})[classes[kind]] = value
+    return found
+
+
+def record(edit: Edit, method: Any, seconds: float) -> Record:
+    """What a pruning edit did, for the run."""
+    if isinstance(edit, Keep):
+        unit, kept = edit.unit, len(edit.indices)
+        reason = f"{unit.size - kept} of {unit.size} {unit.kind} channels removed"
+        return Record(unit.block, unit.name, describe(method), "keep", (unit.size,), (kept,), 0.0, seconds=seconds, reason=reason)
+    if isinstance(edit, Drop):
+        return Record(edit.unit.block, edit.unit.name, describe(method), "drop", (1,), (0,), 0.0, seconds=seconds, reason="layer removed")
+    if isinstance(edit, Replace):
+        shape = tuple(edit.weight.shape)
+        return Record(None, edit.name, describe(method), "replace", shape, shape, 32.0, seconds=seconds, reason="compensation")
+    raise LessenError(describe(method), got=f"a {type(edit).__name__} edit", wanted="Keep, Drop or Replace from a method of scope model")

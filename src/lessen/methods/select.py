@@ -1,0 +1,41 @@
+"""Select: of several candidates keep, block by block, the one that does best on text that none of them has seen.
+
+No rounding method is best everywhere: corrections that pay in one block overfit the calibration text in another, and a Gram matrix
+from too few tokens can make error feedback worse than plain rounding. Every candidate decides the whole block, the block is run on
+held-out calibration text as the blocks compressed before it deliver it, and the candidate with the smallest error
+
+    mean over tokens t of ||block_q(x_q)_t - block(x)_t||^2 / ||block(x)_t||^2
+
+is kept. Tokens are compared relative to their own size because the next block normalises each of them first; without that, the few
+tokens with enormous activations would decide alone. RTN is always among the candidates, so no block ends worse than RTN.
+
+This selector is ours; the need for one is shown by reports that corrections such as GPTAQ do not always help.
+"""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from lessen.core.method import Method
+from lessen.methods.gptq import GPTQ
+from lessen.methods.rtn import RTN
+
+
+@dataclass(frozen=True)
+class Select:
+    """Try several methods on every block and keep the best on held-out text."""
+
+    candidates: tuple[Method, ...] = (GPTQ(), RTN())
+    """Methods to try; RTN with the same grid is added if it is missing."""
+
+    kind: ClassVar = "linear"
+    scope: ClassVar = "block"
+
+    def __post_init__(self) -> None:
+        if not any(isinstance(candidate, RTN) for candidate in self.candidates):
+            first = self.candidates[0]
+            grid = {k: getattr(first, k) for k in ("bits", "group", "symmetric", "full_range") if hasattr(first, k)}
+            object.__setattr__(self, "candidates", (*self.candidates, RTN(**grid)))
+
+    @property
+    def needs(self) -> tuple[type, ...]:
+        return tuple(dict.fromkeys(need for candidate in self.candidates for need in candidate.needs))
