@@ -92,6 +92,15 @@ def view(checkpoint: Checkpoint, unit: Unit) -> View:
     return View(unit, {name: checkpoint.read(name) for name in wanted})
 
 
+def writer(unit: Unit) -> Slice:
+    """The slice of the linear that reads the unit's channels and writes the output: down_proj, o_proj.
+
+    >>> writer(Unit("mlp", "ffn", 2, (Slice("up.weight", 0), Slice("up.bias", 0), Slice("down.weight", 1)))).name
+    'down.weight'
+    """
+    return next(part for part in reversed(unit.slices) if part.axis == 1)
+
+
 def describe(unit: Unit) -> str:
     """A unit for people: its size, every slice with its indices, and the reason.
 
@@ -233,4 +242,4 @@ def _last(name: str) -> str:
     return name.rpartition(".")[2]
 
 
-__all__ = ["decoder_blocks", "describe", "units", "view"]
+__all__ = ["decoder_blocks", "describe", "units", "view", "writer"]

@@ -1,0 +1,80 @@
+"""FLAP: remove the channels that fluctuate least, and put their mean into a bias.
+
+A feature that is large but constant can be removed for free: what it contributes is a constant, and a constant is a bias. So what
+counts is not how large a feature is but how much it varies.
+
+    S[i]      = Var(x_i) * ||W[:, i]||_2^2                fluctuation that removing input feature i of W would cost
+    score[c]  = sum of S over the features of channel c, standardised within the unit when the whole model competes
+    b        += W[:, removed] @ mean(x)[removed]          the mean of what is removed, as a bias
+
+W is the linear that writes the unit's output (down_proj for feed-forward channels, o_proj for key/value groups), x its input. The bias
+is the least-squares optimum for a constant correction: the error that is left is the fluctuation alone.
+
+Paper: An et al. 2023, Fluctuation-based Adaptive Structured Pruning for Large Language Models, https://arxiv.org/abs/2312.11983
+(the score, its standardisation for a global ranking, and the bias; AAAI 2024)
+Changed: heads leave in key/value groups, so that grouped attention stays regular; feed-forward channels and groups are pruned by
+separate steps of a recipe, each with its own ratio, instead of one ranking of both.
+Beware: architectures whose configuration has no switch for such a bias (Qwen2, Mistral, Phi-3) need `bias=False` for stock loaders.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from lessen.core.edit import Edit, Keep, Replace
+from lessen.core.method import Stats
+from lessen.core.unit import View
+from lessen.methods.budget import Budget
+from lessen.stats.accumulators import InputMean, InputVariance
+from lessen.structure.decoder import writer
+
+
+@dataclass(frozen=True)
+class FLAP(Budget):
+    """Remove the channels that vary least over the calibration text."""
+
+    bias: bool = True
+    """Put the mean of what is removed into a bias."""
+
+    scope: ClassVar = "model"
+
+    @property
+    def needs(self) -> tuple[type, ...]:
+        return (InputVariance, InputMean) if self.bias else (InputVariance,)
+
+    def score(self, view: View, stats: Stats) -> Tensor:
+        """Fluctuation per channel, shape "channel".
+
+        >>> from lessen.core.unit import Slice, Unit
+        >>> view = View(Unit("mlp", "ffn", 2, (Slice("down", 1),)), {"down": torch.tensor([[3.0, 1.0], [4.0, 0.0]])})
+        >>> FLAP().score(view, {InputVariance: torch.tensor([1.0, 2.0])})
+        tensor([25.,  2.])
+        """
+        name = writer(view.unit).name
+        return view.sum_per_channel({name: view.tensors[name].float().square() * stats[InputVariance].float()})
+
+    def decide(self, views: Sequence[View], stats: Sequence[Stats]) -> list[Edit]:
+        scores = [self.score(view, stat) for view, stat in zip(views, stats, strict=True)]
+        if self.across == "model":
+            scores = [(score - score.mean()) / score.std(correction=0).clamp_min(torch.finfo(score.dtype).tiny) for score in scores]
+        edits: list[Edit] = []
+        for view, stat, stay in zip(views, stats, self.select(views, scores), strict=True):
+            if len(stay) < view.unit.size:
+                edits.append(Keep(view.unit, stay))
+                if self.bias:
+                    edits.append(self.compensation(view, stat, stay))
+        return edits
+
+    def compensation(self, view: View, stats: Stats, stay: Tensor) -> Replace:
+        """The bias that carries the mean of everything but the channels `stay`."""
+        part = writer(view.unit)
+        gone = torch.ones(view.unit.size, dtype=torch.bool)
+        gone[stay] = False
+        features = gone.repeat_interleave(part.span).nonzero()[:, 0]
+        # The products are few and their sum is kept for good, so it is taken in float64.
+        lost = view.tensors[part.name][:, features].double() @ stats[InputMean].double()[features]
+        name = f"{part.name.removesuffix('.weight')}.bias"
+        return Replace(name, (lost + view.tensors[name].double() if name in view.tensors else lost).float())
