@@ -51,21 +51,17 @@ def answers(
     Raises:
         LessenError: the model cannot be opened, or a token id lies outside its vocabulary.
     """
-    if isinstance(model, str | Path):
-        from lessen.models import open_checkpoint
-
-        model = open_checkpoint(model)
+    checkpoint: Any = model  # what is none yet becomes one below, or is called
     if precision is None and (isinstance(model, nn.Module) or (callable(model) and not hasattr(model, "skeleton"))):
         return _Called(model, tokens, device)
-    if isinstance(model, nn.Module):
+    if isinstance(model, str | Path | nn.Module):
         from lessen.models import open_checkpoint
 
-        model = open_checkpoint(model)
-    if precision is not None and not hasattr(model, "skeleton"):
-        raise LessenError(
-            type(model).__name__, got="a callable", wanted="a checkpoint or module, whose weights can be rounded", remedy="pass noise=False"
-        )
-    return _Streamed(model, tokens, precision, device, on_event)
+        checkpoint = open_checkpoint(model)
+    if not hasattr(checkpoint, "skeleton"):
+        wanted = "a checkpoint or module, whose weights can be rounded"
+        raise LessenError(type(model).__name__, got="something that only answers", wanted=wanted, remedy="measure without the noise floor")
+    return _Streamed(checkpoint, tokens, precision, device, on_event)
 
 
 class _Streamed:

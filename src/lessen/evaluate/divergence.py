@@ -9,8 +9,9 @@ tokens for which both like the same next token best.
 
 Tokens of one window hang together, so the standard error of the mean KL is taken over windows, not over tokens.
 
-Logits of one pass over a small text would fill gigabytes (16 windows of 512 tokens at a vocabulary of 256,000: 8 GB in float32), so scores
-are taken in pieces of about 16 million logits. Log-probabilities are float32, sums over tokens float64.
+Logits of one pass over a small text would fill gigabytes (16 windows of 512 tokens at a vocabulary of 256,000: 8 GB in float32), so the
+head is asked for about 8 million at a time, and they are scored 2 million at a time: pieces that small stay in memory that the allocator
+hands out again, which is measured to be three times as fast. Log-probabilities are float32, sums over tokens float64.
 
 Papers: Kullback and Leibler 1951, On Information and Sufficiency; as a measure of quantized models: Dutta et al. 2024, Accuracy is Not All
 You Need, https://arxiv.org/abs/2407.09141
@@ -18,22 +19,23 @@ You Need, https://arxiv.org/abs/2407.09141
 
 import math
 from dataclasses import dataclass
+from operator import attrgetter
 
 import numpy as np
 import torch
 from torch import Tensor
 
-LOGITS_AT_ONCE = 1 << 24  # elements: 64 MB a float32 copy, of which half a dozen live at a time
+_HEAD_AT_ONCE, _SCORED_AT_ONCE = 1 << 23, 1 << 21  # logits
 _LARGEST_EXPONENT = 700.0  # exp of more is not a float64, and JSON has no infinity
 
 
 def chunk(vocab: int) -> int:
-    """Tokens to score at a time.
+    """Tokens to ask the head for at a time.
 
     >>> chunk(49152)
-    341
+    170
     """
-    return max(1, LOGITS_AT_ONCE // vocab)
+    return max(1, _HEAD_AT_ONCE // vocab)
 
 
 def token_nll(logits: Tensor, targets: Tensor) -> Tensor:
@@ -59,6 +61,9 @@ class TokenScores:
     agrees: Tensor | None = None
 
 
+_OPTIONAL = (attrgetter("nll_reference"), attrgetter("kld"), attrgetter("agrees"))
+
+
 def compare(logits: Tensor, targets: Tensor, reference: Tensor | None = None) -> TokenScores:
     """Score one piece.
 
@@ -71,18 +76,31 @@ def compare(logits: Tensor, targets: Tensor, reference: Tensor | None = None) ->
     >>> compare(one, torch.tensor([1]), one).kld
     tensor([0.])
     """
+    rows = max(1, _SCORED_AT_ONCE // logits.shape[-1])
+    theirs = reference.split(rows) if reference is not None else [None] * len(logits.split(rows))
+    return join([_compare(*piece) for piece in zip(logits.split(rows), targets.split(rows), theirs, strict=True)])
+
+
+def join(parts: list[TokenScores]) -> TokenScores:
+    """Scores of consecutive pieces as one."""
+    return TokenScores(
+        torch.cat([part.nll for part in parts]),
+        *(torch.cat(column) if (column := [x for x in map(get, parts) if x is not None]) else None for get in _OPTIONAL),
+    )
+
+
+def _compare(logits: Tensor, targets: Tensor, reference: Tensor | None) -> TokenScores:
     if reference is None:
         return TokenScores(token_nll(logits, targets))
     ours, theirs = logits.float().log_softmax(-1), reference.float().log_softmax(-1)
-    # A token that the original rules out (padding of the vocabulary) adds nothing, whatever the model gives it: 0 log 0 = 0.
-    terms = theirs.exp().mul_(theirs - ours).masked_fill_(theirs == -math.inf, 0.0)
     index = targets[:, None]
-    return TokenScores(
-        nll=-ours.gather(-1, index)[:, 0],
-        nll_reference=-theirs.gather(-1, index)[:, 0],
-        kld=terms.sum(-1),
-        agrees=(logits.argmax(-1) == reference.argmax(-1)).float(),
-    )
+    nll, nll_reference = -ours.gather(-1, index)[:, 0], -theirs.gather(-1, index)[:, 0]
+    difference, weight = torch.sub(theirs, ours, out=ours), theirs.exp_()
+    kld = (weight * difference).sum(-1)
+    if kld.isnan().any():
+        # A token that the original rules out (padding of the vocabulary) adds nothing, whatever the model gives it: 0 log 0 = 0.
+        kld = (weight * difference).masked_fill_(weight == 0, 0.0).sum(-1)
+    return TokenScores(nll, nll_reference, kld, (logits.argmax(-1) == reference.argmax(-1)).float())
 
 
 def summary(windows: list[TokenScores]) -> dict[str, float]:

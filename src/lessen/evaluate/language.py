@@ -20,7 +20,7 @@ from torch import Tensor
 from lessen.core.event import Event, Listener
 from lessen.errors import LessenError, UsageError
 from lessen.evaluate.answers import Answers, Ref, Tokens, answers
-from lessen.evaluate.divergence import TokenScores, chunk, compare, spread, summary
+from lessen.evaluate.divergence import TokenScores, chunk, compare, join, spread, summary
 from lessen.stats.data import sha256
 
 METRICS_VERSION = 1
@@ -105,7 +105,7 @@ def evaluate(
     ours = answers(model, named, device=device, on_event=on_event)
     results = {}
     for name, ids in named.items():
-        scores = []
+        scores: list[TokenScores] = []
         for window in _windows(name, ids, ours, reference.answers if reference else None):
             scores.append(window)
             if on_event:
@@ -149,9 +149,4 @@ def _window(name: str, window: int, row: Tensor, model: Answers, reference: Answ
             where = f"{model.label}: text {name!r}, window {window}, from token {start}"
             raise LessenError(where, got="logits that give no finite score", wanted="numbers", remedy="look for NaN in the weights")
         parts.append(scores)
-    return TokenScores(*(_joined(parts, key) for key in ("nll", "nll_reference", "kld", "agrees")))  # pyright: ignore[reportArgumentType]
-
-
-def _joined(parts: list[TokenScores], key: str) -> Tensor | None:
-    pieces = [piece for part in parts if (piece := getattr(part, key)) is not None]
-    return torch.cat(pieces) if pieces else None
+    return join(parts)
