@@ -9,15 +9,19 @@ from lessen.errors import UsageError, nearest
 def catalogue() -> dict[str, list[dict[str, str]]]:
     """Methods, formats, exporters and families, each with a word of explanation."""
     from lessen.export import EXPORTERS
-    from lessen.formats import spec
+    from lessen.formats.affine import Int
+    from lessen.formats.floating import KINDS
     from lessen.methods import METHODS
+    from lessen.models import PACKAGED
     from lessen.structure.families import FAMILIES
 
+    floats = [{"number format": name, "what it is": f"{kind.bits}-bit float up to {kind.largest:g}"} for name, kind in KINDS.items()]
     return {
-        "methods": [{"method": cls.__name__, "decides on": cls.kind, "what it does": _first_line(cls)} for cls in METHODS],
-        "export formats": [{"format": name, "what it is": _first_line(exporter)} for name, exporter in EXPORTERS.items()],
-        "number formats": [{"format": name, "what it is": _first_line(cls)} for name, cls in spec.FORMATS.items()],
+        "methods": [{"method": cls.__name__, "decides on": cls().kind, "what it does": _first_line(cls)} for cls in METHODS],
+        "export formats": [{"export": name, "what it is": exporter.summary} for name, exporter in EXPORTERS.items()],
+        "number formats": [{"number format": "int", "what it is": _first_line(Int)}, *floats],
         "model families": [{"model_type": name} for name in FAMILIES],
+        "packaged models": [{"model": name} for name in PACKAGED],
     }
 
 

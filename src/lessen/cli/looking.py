@@ -80,7 +80,10 @@ def ls(name: str | None = None, /, *, running: Running = Running()) -> None:
         emit("ls", lists)
         return
     for title, rows in lists.items():
-        table(tuple(rows[0]), [tuple(row.values()) for row in rows], title=title)
+        if len(rows[0]) > 1:
+            table(tuple(rows[0]), [tuple(row.values()) for row in rows])
+        else:
+            say(f"{title}: {', '.join(value for row in rows for value in row.values())}")
         say("")
 
 

@@ -7,12 +7,12 @@ from collections.abc import Sequence
 
 from cyclopts import CycloptsError
 
-from lessen.cli import looking, making
+from lessen.cli import judging, looking, making
 from lessen.cli.app import app
 from lessen.cli.arguments import HEADS, fold
 from lessen.errors import LessenError
 
-__all__ = ["app", "looking", "main", "making", "run"]  # importing the two registers their commands
+__all__ = ["app", "judging", "looking", "main", "making", "run"]  # importing the three registers their commands
 
 
 def main(tokens: Sequence[str] | None = None) -> None:

@@ -19,17 +19,23 @@ def emit(command: str, data: Mapping[str, Any]) -> None:
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[str]], numeric: Iterable[int] = (), title: str = "") -> None:
-    """Print rows as a table that wraps in a terminal and stays whole in a pipe."""
+    """Print rows as a table that wraps in a terminal and keeps a row to a line in a pipe."""
     right = set(numeric)
-    drawn = Table(title=title or None, title_justify="left", title_style="bold", box=None, pad_edge=False)
+    drawn = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), show_header=any(header))
     for i, name in enumerate(header):
         drawn.add_column(name, justify="right" if i in right else "left", overflow="fold", header_style="bold")
     for row in rows:
         drawn.add_row(*row)
     console = Console(file=sys.stdout, highlight=False, markup=False)
-    if not console.is_terminal:
-        console.width = 200
-    console.print(drawn)
+    if title:
+        console.print(title, style="bold")
+    if console.is_terminal:
+        console.print(drawn)
+        return
+    console.width = 400
+    with console.capture() as captured:
+        console.print(drawn)
+    print("\n".join(line.rstrip() for line in captured.get().splitlines()))
 
 
 def say(text: str) -> None:
@@ -38,6 +44,10 @@ def say(text: str) -> None:
 
 
 def _plain(value: Any) -> Any:
-    if is_dataclass(value) and not isinstance(value, type):
-        return asdict(value)
-    return str(value) if isinstance(value, Path) else value.item() if hasattr(value, "item") else repr(value)
+    match value:
+        case Path():
+            return str(value)
+        case _ if is_dataclass(value) and not isinstance(value, type):
+            return asdict(value)
+        case _:
+            return value.item() if hasattr(value, "item") else repr(value)

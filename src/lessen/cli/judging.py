@@ -1,0 +1,99 @@
+"""Commands that judge a finished model or carry it to another runtime: evaluate, export."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+from cyclopts import Parameter
+
+from lessen.cli.app import app, epilogue
+from lessen.cli.options import Running, Switch
+from lessen.cli.output import emit, table
+from lessen.cli.running import gate, listening
+
+
+@app.command(
+    help_epilogue=epilogue(
+        "lessen evaluate small --reference smollm2-135m",
+        "lessen evaluate small --reference path/to/model --eval stories.txt --eval code.jsonl",
+        "lessen evaluate model.gguf --windows 8 --json",
+    )
+)
+def evaluate(
+    model: str,
+    /,
+    *,
+    reference: Annotated[str | None, Parameter(metavar="MODEL")] = None,
+    eval: Annotated[tuple[str, ...], Parameter(metavar="TEXT", negative="", show_default=False)] = (),
+    windows: int | None = 16,
+    length: int = 512,
+    max_kld: Annotated[float | None, Parameter(metavar="NATS")] = None,
+    running: Running = Running(),
+) -> None:
+    """Measure perplexity on held-out text, and the distance to the original.
+
+    Args:
+        model: A model directory, a GGUF file, package.module:factory, or smollm2-135m.
+        reference: The original to compare with.
+        eval: Held-out text: a .txt or .jsonl file or a directory; the built-in text if none is given. May be given several times.
+        windows: How many windows to score of each text.
+        length: Tokens in a window.
+        max_kld: Exit with 3 if the mean KL to the original is larger on any text.
+    """
+    from lessen import evaluate as measure
+    from lessen import open_checkpoint
+    from lessen.report.text import number
+    from lessen.stats.data import builtin, read_text, sequential_windows
+
+    checkpoint = open_checkpoint(model)
+    texts = [read_text(source) for source in eval] or [builtin("evaluation")]
+    tokens = {text.name: sequential_windows(checkpoint.tokenizer(), text, length, windows) for text in texts}
+    with listening(running) as on_event:
+        original = None if reference is None else open_checkpoint(reference)
+        quality = measure(checkpoint, original, tokens, noise=original is not None, on_event=on_event)
+    if running.json:
+        emit("evaluate", {"model": model, "reference": reference, "quality": quality})
+    else:
+        figures = ("ppl", "ppl_reference", "kld_mean", "kld_median", "kld_p90", "kld_noise", "top1", "tokens")
+        rows = [(name, *(number(row.get(name)) for row in quality.values())) for name in figures]
+        table(("", *quality), [row for row in rows if row[1] != number(None)], range(1, len(quality) + 1))
+    gate(quality, max_kld)
+
+
+@app.command(
+    help_epilogue=epilogue(
+        "lessen export small --format gguf --out small.gguf",
+        "lessen export small --format onnx --out small-onnx --json",
+        "lessen export path/to/model --format 'gguf(type=q8_0)' --out model-q8.gguf",
+    )
+)
+def export(
+    model: str,
+    /,
+    *,
+    format: str,
+    out: Annotated[Path, Parameter(metavar="PATH")],
+    overwrite: Switch = False,
+    running: Running = Running(),
+) -> None:
+    """Write a model for another runtime, with the same codes, and prove it.
+
+    Args:
+        model: A model directory, a GGUF file, package.module:factory, or smollm2-135m.
+        format: Name of the exporter, its options after it. `lessen ls` lists the exporters.
+        out: File or directory to write.
+        overwrite: Replace it if it exists.
+    """
+    from lessen import recipe
+
+    options = recipe.call(format, "--format")
+    name = str(options.pop("name"))
+    from lessen import export as write
+    from lessen import open_checkpoint
+    from lessen.report.text import value
+
+    with listening(running) as on_event:
+        done: dict[str, Any] = write(open_checkpoint(model), out, name, overwrite=overwrite, on_event=on_event, **options)
+    if running.json:
+        emit("export", done)
+    else:
+        table(("", ""), [(key.replace("_", " "), value(figure)) for key, figure in done.items() if figure not in (None, [])])
