@@ -63,7 +63,7 @@ class Drop:
 class StoredQuantize(Quantize):
     """A `Quantize` whose codes stay on disk and are read every time they are looked at, so that a whole plan fits in memory."""
 
-    def __init__(self, name: str, format: Int, path: Path, index: int):
+    def __init__(self, name: str, format: spec.Format, path: Path, index: int):
         object.__setattr__(self, "name", name)
         object.__setattr__(self, "format", format)
         object.__setattr__(self, "_place", (path, index))
@@ -114,7 +114,7 @@ def load_edits(path: Path) -> list[Edit]:
                 case "keep":
                     edits.append(Keep(_unit_from_json(head["unit"]), file.get_tensor(f"{i}.indices")))
                 case "quantize":
-                    edits.append(StoredQuantize(head["name"], spec.from_json(head["format"]), path, i))
+                    edits.append(StoredQuantize(head["name"], spec.int_from_json(head["format"]), path, i))
                 case "replace":
                     edits.append(Replace(head["name"], file.get_tensor(f"{i}.weight")))
                 case "factor":

@@ -1,7 +1,7 @@
 """What a method is: a frozen dataclass whose fields are its options and whose call turns a view and statistics into edits."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 from lessen.core.edit import Edit
 from lessen.core.unit import Kind, View
@@ -29,8 +29,10 @@ class Method(Protocol):
             "model" methods are given all units at once through `decide`.
     """
 
-    kind: ClassVar[Kind]
-    scope: ClassVar[str]
+    @property
+    def kind(self) -> Kind: ...
+    @property
+    def scope(self) -> str: ...
 
     @property
     def needs(self) -> tuple[type, ...]:
@@ -43,8 +45,10 @@ class Method(Protocol):
 class ModelMethod(Protocol):
     """A method that ranks units of the whole model against each other (`scope = "model"`)."""
 
-    kind: ClassVar[Kind]
-    scope: ClassVar[str]
+    @property
+    def kind(self) -> Kind: ...
+    @property
+    def scope(self) -> str: ...
 
     @property
     def needs(self) -> tuple[type, ...]: ...

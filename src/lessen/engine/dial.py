@@ -30,7 +30,8 @@ DEFAULT_BITS, DEFAULT_GROUP = 4, 32
 
 def candidates(bits: int, group: int | None) -> Select:
     """The default way to round linears."""
-    return Select((GPTQ(bits, group), GPTQ(bits, group, correction=0.5), RTN(bits, group)))
+    tried: tuple[Any, ...] = (GPTQ(bits, group), GPTQ(bits, group, correction=0.5), RTN(bits, group))
+    return Select(tried)
 
 
 def default(checkpoint: Checkpoint) -> tuple[list[Any], list[str]]:
@@ -66,8 +67,8 @@ def solve(checkpoint: Checkpoint, dial: "Dial") -> tuple[list[Any], list[str]]:
             remedy="ask for more, or prune first with a recipe",
         )
     notes = [
-        f"For {budget / 1e6:.1f} MB: linears {fit.bits} bits in groups of {_words(fit.group)}, tables and head {fit.table_bits} bits in groups "
-        f"of {_words(fit.table_group)}: {fit.size_bytes / 1e6:.1f} MB, {_bpw(checkpoint, fit.size_bytes):.2f} bits per weight."
+        f"For {budget / 1e6:.1f} MB: linears {fit.bits} bits in groups of {_words(fit.group)}, tables and head {fit.table_bits} bits "
+        f"in groups of {_words(fit.table_group)}: {fit.size_bytes / 1e6:.1f} MB, {_bpw(checkpoint, fit.size_bytes):.2f} bits per weight."
     ]
     return [*_tables(fit.table_bits, fit.table_group, tables), candidates(fit.bits, fit.group)], notes
 

@@ -20,6 +20,7 @@ from lessen.core.edit import Edit, load_edits, save_edits
 from lessen.core.record import Record
 from lessen.errors import LessenError, UsageError
 
+RESUMES = "free space, then run again: it resumes"
 ROOM = 64 * 2**20  # bytes that must stay free beside what a step is known to write
 
 
@@ -63,7 +64,7 @@ class Journal:
                 aside.replace(self._path(pass_index, step, "state"))
             _write_json(self._path(pass_index, step, "json"), [asdict(record) for record in records])
         except OSError as error:
-            raise LessenError(str(self.folder), got=str(error), wanted="room for one more block", remedy="free space, then run again: it resumes") from None
+            raise LessenError(str(self.folder), got=str(error), wanted="room for one more block", remedy=RESUMES) from None
         for old in self.folder.glob(f"pass{pass_index}-step*.state"):
             if old != self._path(pass_index, step, "state"):
                 old.unlink()
@@ -92,7 +93,10 @@ class Journal:
         free = shutil.disk_usage(self.folder).free
         if free < wanted:
             raise LessenError(
-                str(self.folder), got=f"{free >> 20} MiB free", wanted=f"{wanted >> 20} MiB", remedy="free space, then run again: it resumes"
+                str(self.folder),
+                got=f"{free >> 20} MiB free",
+                wanted=f"{wanted >> 20} MiB",
+                remedy=RESUMES,
             )
 
 
@@ -102,7 +106,7 @@ def _write_json(path: Path, data: Any) -> None:
     aside.replace(path)
 
 
-def _refuse_changes(folder: Path, before: dict[str, Any], now: dict[str, Any]) -> None:
+def _refuse_changes(folder: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
     for option in sorted(before.keys() | now.keys()):
         if before.get(option) != now.get(option):
             raise UsageError(

@@ -107,7 +107,9 @@ def check(checkpoint: Checkpoint, methods: Sequence[Any]) -> None:
         names = dict.fromkeys(part.name for unit in found if unit.kind in kinds for part in unit.slices)
         for name in names:
             if name in taken:
-                raise UsageError(name, got=f"{describe(method)} after {taken[name]}", wanted="one method to a tensor", remedy="leave one out")
+                raise UsageError(
+                    name, got=f"{describe(method)} after {taken[name]}", wanted="one method to a tensor", remedy="leave one out"
+                )
             taken[name] = describe(method)
             for candidate in candidates(method):
                 if isinstance(candidate, Rounding):

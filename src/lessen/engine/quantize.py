@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from lessen.core.apply import edited
-from lessen.core.edit import Edit, Quantize, Replace
+from lessen.core.edit import Drop, Edit, Keep, Quantize, Replace
 from lessen.core.event import Event, Listener
 from lessen.core.method import Method
 from lessen.core.record import Record
@@ -134,9 +134,7 @@ class BlockPass:
             records += [_record(e, index, best.method, error=best.error, candidates=best.errors) for e in best.edits]
         linear_errors = _linear_errors(stream, block, index, inputs, weights, edits, streams.heldout)
         trial.put(edits)
-        after = Streams(
-            original, advance(stream, block, index, streams.compressed), target, advance(stream, block, index, streams.heldout)
-        )
+        after = Streams(original, advance(stream, block, index, streams.compressed), target, advance(stream, block, index, streams.heldout))
         records = [Record(**{**vars(r), "error": linear_errors.get(r.unit, r.error)}) for r in records]
         return edits, records, after
 
@@ -211,7 +209,7 @@ def _maker(methods: Sequence[Method], edit: Edit) -> Method:
 
 
 def _record(edit: Edit, block: int | None, method: Method, **measured: Any) -> Record:
-    name = edit.name if isinstance(edit, Quantize | Replace) else getattr(edit, "unit", edit).name
+    name = edit.unit.name if isinstance(edit, Keep | Drop) else edit.name
     tensor = edit.codes.values if isinstance(edit, Quantize) else edit.weight if isinstance(edit, Replace) else torch.empty(0)
     shape = tuple(tensor.shape)
     bits = edit.format.bits_per_weight(shape) if isinstance(edit, Quantize) else 32.0
@@ -241,4 +239,3 @@ def _linear_errors(
                 wrong[edit.name] = wrong.get(edit.name, 0.0) + float((x @ difference.T).square().sum())
                 whole[edit.name] = whole.get(edit.name, 0.0) + float((x @ weight.T).square().sum())
     return {name: wrong[name] / whole[name] for name in wrong if whole[name] > 0}
-

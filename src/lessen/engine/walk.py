@@ -71,6 +71,11 @@ def collect(
     """Statistics of the block's inputs on `hidden`, and the block's output on `original`.
 
     Args:
+        stream: the model.
+        block: the block, with its own weights.
+        index: its position.
+        inputs: its distinct inputs.
+        hidden: windows as the compressed model delivers them.
         needs: accumulator classes by input name.
         original: the same windows as the uncompressed model delivers them; read by statistics that compare the two.
     """

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from lessen.core.edit import Edit, Quantize, Replace
 from lessen.core.method import Stats
-from lessen.core.unit import Slice, View
+from lessen.core.unit import Kind, Slice, View
 from lessen.methods.rounding import Rounding
 from lessen.stats.accumulators import Gram, InputMagnitude
 
@@ -33,8 +33,8 @@ class AWQ(Rounding):
     steps: int = 10
     """Exponents to try between 0 (plain rounding) and 1."""
 
-    kind: ClassVar = "inputs"
-    scope: ClassVar = "block"
+    kind: ClassVar[Kind] = "inputs"
+    scope: ClassVar[str] = "block"
 
     @property
     def needs(self) -> tuple[type, ...]:
@@ -83,4 +83,5 @@ def _absorb(view: View, producer: Slice, gain: Tensor) -> list[Edit]:
     rows = len(view.tensors[producer.name])
     per_row = gain if rows == len(gain) else gain.reshape(-1, len(gain) // rows, producer.span)[:, 0].flatten()
     tensors = {producer.name, producer.name.removesuffix("weight") + "bias"} & view.tensors.keys()
-    return [Replace(name, (view.tensors[name].float().T / per_row).T.contiguous().to(view.tensors[name].dtype)) for name in sorted(tensors)]
+    divided = {name: view.tensors[name].float() / per_row.reshape(-1, *[1] * (view.tensors[name].ndim - 1)) for name in sorted(tensors)}
+    return [Replace(name, tensor.to(view.tensors[name].dtype)) for name, tensor in divided.items()]

@@ -33,7 +33,7 @@ from torch import Tensor
 
 from lessen.core.edit import Edit, Quantize
 from lessen.core.method import Stats
-from lessen.core.unit import View
+from lessen.core.unit import Kind, View
 from lessen.formats.affine import Codes, Int
 from lessen.methods.rounding import Rounding
 from lessen.stats.accumulators import Drift, Gram
@@ -52,8 +52,8 @@ class GPTQ(Rounding):
     correction: float = 0.0
     """Share of the inherited error to undo (QEP), from 0 to 1."""
 
-    kind: ClassVar = "linear"
-    scope: ClassVar = "block"
+    kind: ClassVar[Kind] = "linear"
+    scope: ClassVar[str] = "block"
 
     @property
     def needs(self) -> tuple[type, ...]:

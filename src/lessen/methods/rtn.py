@@ -27,7 +27,7 @@ class RTN(Rounding):
     on: Literal["linears", "embeddings"] = "linears"
     """What to round: the linears of the decoder blocks, or the token table and the output head."""
 
-    scope: ClassVar = "block"
+    scope: ClassVar[str] = "block"
 
     @property
     def kind(self) -> Kind:

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from lessen.core.method import Method
+from lessen.core.unit import Kind
 from lessen.methods.gptq import GPTQ
 from lessen.methods.rtn import RTN
 
@@ -24,11 +25,11 @@ from lessen.methods.rtn import RTN
 class Select:
     """Try several methods on every block and keep the best on held-out text."""
 
-    candidates: tuple[Method, ...] = (GPTQ(), RTN())
+    candidates: tuple[Method, ...] = (GPTQ(), RTN())  # pyright: ignore[reportAssignmentType]  (a ClassVar is not a property to it)
     """Methods to try; RTN with the same grid is added if it is missing."""
 
-    kind: ClassVar = "linear"
-    scope: ClassVar = "block"
+    kind: ClassVar[Kind] = "linear"
+    scope: ClassVar[str] = "block"
 
     def __post_init__(self) -> None:
         if not any(isinstance(candidate, RTN) for candidate in self.candidates):

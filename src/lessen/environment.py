@@ -1,0 +1,44 @@
+"""Where and with what a run was made."""
+
+import os
+import platform
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+PACKAGES = ("torch", "numpy", "safetensors", "transformers", "compressed-tensors", "gguf", "onnxruntime", "onnxruntime-genai", "xllamacpp")
+
+
+def environment(seed: int | None = None) -> dict[str, Any]:
+    """Versions, processor, threads and seed, as plain data."""
+    import lessen
+
+    versions = {name: found for name in PACKAGES if (found := _version(name))}
+    return {
+        "lessen": lessen.__version__,
+        "python": platform.python_version(),
+        "platform": f"{platform.system()} {platform.machine()}",
+        "processor": processor(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "seed": seed,
+        "versions": versions,
+    }
+
+
+def processor() -> str:
+    """The processor's own name where the system tells it."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
+
+
+def _version(name: str) -> str | None:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None

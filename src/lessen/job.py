@@ -1,0 +1,174 @@
+"""A request turned into a job: the model opened, the recipe settled, the text read, every choice noted; and `plan`, which runs it."""
+
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+
+from lessen.core.event import Listener
+from lessen.engine import dial as dials
+from lessen.engine.plan import Plan, check, decide, journal_at, passes
+from lessen.engine.quantize import Text, candidates
+from lessen.errors import UsageError
+from lessen.models import open_checkpoint
+from lessen.models.checkpoint import Checkpoint
+from lessen.recipe import Dial, Recipe, to_json
+from lessen.stats import data
+from lessen.stats.text import Text as Documents
+from lessen.stats.text import builtin
+
+if TYPE_CHECKING:
+    from torch import nn
+
+WINDOW = 512
+TOKENS = 16384
+
+
+@dataclass
+class Job:
+    """What a run depends on.
+
+    Attributes:
+        source: the model.
+        methods: the recipe, in order.
+        text: calibration and held-out windows; None if no method looks at data.
+        described: the calibration text in words and hashes, for the record.
+        seed: of the windows that are drawn.
+        notes: choices made for the user.
+    """
+
+    source: Checkpoint
+    methods: list[Any]
+    text: Text | None
+    described: dict[str, Any]
+    seed: int
+    notes: list[str] = field(default_factory=list)
+
+    def plan(self, work: Path, on_event: Listener | None = None) -> Plan:
+        """Decide everything; finished steps are kept in `work` and found there again."""
+        settings = {"calibration": self.described.get("sha256"), "seed": self.seed}
+        return decide(self.source, self.methods, self.text, journal_at(work, self.source, self.methods, settings), on_event)
+
+
+def prepare(
+    ref: "str | Path | nn.Module",
+    *,
+    recipe: "Recipe | Sequence[Any] | None" = None,
+    to: "Dial | str | None" = None,
+    calibration: "str | Path | Tensor | None" = None,
+    tokens: int | None = None,
+    seed: int | None = None,
+    embeddings: bool = True,
+) -> Job:
+    """Settle everything that a run depends on, before any work.
+
+    Args:
+        ref: see `lessen.open_checkpoint`.
+        recipe: methods in order; None takes the default for `to`.
+        to: size to reach ("70MB", "4bpw", "0.5x"); only without a recipe.
+        calibration: text file or directory, "builtin", or token windows "windows seq"; None: what the recipe says, else built-in.
+        tokens: how many calibration tokens (16384).
+        seed: of everything random (0).
+        embeddings: also round token table and head, to 8 bits, when the recipe quantizes linears and does not mention them.
+
+    Raises:
+        UsageError: a recipe and a dial at once, a grid that does not fit. LessenError: a model or text that cannot be read.
+    """
+    settings = recipe if isinstance(recipe, Recipe) else Recipe(())
+    tokens = next(value for value in (tokens, settings.tokens, TOKENS) if value is not None)
+    seed = next(value for value in (seed, settings.seed, 0) if value is not None)
+    chosen = next(value for value in (calibration, settings.calibration, "builtin") if value is not None)
+    if recipe is not None and to is not None:
+        raise UsageError("--to", got="a recipe as well", wanted="one of the two", remedy="leave out --to, or the recipe")
+    source = open_checkpoint(ref)
+    methods, notes = _methods(source, recipe, to, embeddings)
+    _check_all(source, methods)
+    text, described = _text(source, methods, chosen, tokens, seed)
+    return Job(source, methods, text, described, seed, notes)
+
+
+def plan(ref: "str | Path | nn.Module", *, work: str | Path | None = None, on_event: Listener | None = None, **request: Any) -> Plan:
+    """Make every decision of a recipe and change nothing.
+
+    Args:
+        ref: see `lessen.open_checkpoint`.
+        work: where decisions are kept, block by block; the same call again goes on there. None: a fresh temporary directory.
+        on_event: hears of every block.
+        request: `recipe`, `to`, `calibration`, `tokens`, `seed`, `embeddings` as in `prepare`.
+
+    Returns:
+        Edits and records; `lessen.apply(model, plan.edits)` carries them out.
+    """
+    return prepare(ref, **request).plan(Path(work or tempfile.mkdtemp(prefix="lessen-")), on_event)
+
+
+def recipe_json(methods: Sequence[Any]) -> list[dict[str, Any]]:
+    """Methods as plain data, for the record."""
+    return to_json(methods)
+
+
+def _methods(source: Checkpoint, recipe: Any, to: Dial | str | None, embeddings: bool) -> tuple[list[Any], list[str]]:
+    if recipe is None and to is None:
+        methods, notes = dials.default(source)
+    elif recipe is None:
+        methods, notes = dials.solve(source, Dial.parse(to) if isinstance(to, str) else to)  # pyright: ignore[reportArgumentType]
+    else:
+        methods, notes = list(recipe), []
+        kinds = {kind for method in methods for kind in _kinds(method)}
+        if embeddings and kinds & {"linear", "inputs"} and "embedding" not in kinds:
+            tables, notes = dials.table_method(source)
+            first = next(i for i, method in enumerate(methods) if _kinds(method) & {"linear", "inputs"})
+            methods[first:first] = tables
+    if not embeddings:
+        methods = [method for method in methods if "embedding" not in _kinds(method)]
+    return methods, notes
+
+
+def _kinds(method: Any) -> set[str]:
+    return {candidate.kind for candidate in candidates(method)}
+
+
+def _check_all(source: Checkpoint, methods: Sequence[Any]) -> None:
+    for group in passes(methods):
+        if group[0].scope == "block":
+            check(source, group)
+
+
+def _text(source: Checkpoint, methods: Sequence[Any], calibration: Any, tokens: int, seed: int) -> tuple[Text | None, dict[str, Any]]:
+    """Calibration and held-out windows from one text, drawn together so that they never overlap."""
+    if isinstance(calibration, Tensor):
+        held = max(1, len(calibration) // 5)
+        windows, name = calibration, "token windows given by the caller"
+    else:
+        if not any(method.needs or len(candidates(method)) > 1 for method in methods):
+            return None, {"source": "none: no method looks at data"}
+        length = min(WINDOW, int(source.config.get("max_position_embeddings") or source.config.get("n_positions") or WINDOW))
+        count = max(4, -(-tokens // length))
+        held = max(2, count // 4)
+        documents: Documents = builtin("calibration") if str(calibration) == "builtin" else data.read_text(calibration)
+        windows, name = data.windows(source.tokenizer(), documents, count + held, length, seed), documents.name
+    if len(windows) < 2:
+        raise UsageError("calibration", got=f"{len(windows)} windows", wanted="at least 2: one is held out", remedy="give more text")
+    text = Text(windows[:-held], windows[-held:])
+    described = {
+        "source": name,
+        "tokens": text.calibration.numel(),
+        "heldout_tokens": text.heldout.numel(),
+        "window": windows.shape[1],
+        "sha256": data.sha256(windows),
+    }
+    return text, described
+
+
+def overlap_check(job: Job, evaluation: Mapping[str, Tensor]) -> None:
+    """Refuse evaluation windows that share text with the calibration windows.
+
+    Raises:
+        LessenError: names the text and what is shared.
+    """
+    if job.text is not None:
+        for windows in (job.text.calibration, job.text.heldout):
+            data.check_disjoint(windows, evaluation)
