@@ -2,59 +2,104 @@
 
 import pytest
 import torch
-from torch import nn
+
+from lessen.errors import LessenError
+from lessen.models import load, open_checkpoint
+from lessen.models.stream import Stream
 
 transformers = pytest.importorskip("transformers")
 
-from lessen.models import load, open_checkpoint  # noqa: E402
-from lessen.models.stream import Stream  # noqa: E402
-
-SMALL = {"vocab_size": 64, "hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4}
-GQA = {**SMALL, "num_key_value_heads": 2, "intermediate_size": 48, "max_position_embeddings": 64}
-FAMILIES = {
-    "llama": {**GQA, "tie_word_embeddings": True},
-    "mistral": {**GQA, "sliding_window": 4},
-    "qwen2": {**GQA},
-    "qwen3": {**GQA, "head_dim": 8},
-    "gemma2": {**GQA, "head_dim": 8, "sliding_window": 4, "final_logit_softcapping": 5.0},
-    "gemma3_text": {**GQA, "head_dim": 8, "sliding_window": 4, "layer_types": ["sliding_attention", "full_attention", "sliding_attention"]},
-    "gpt2": {"vocab_size": 64, "n_embd": 32, "n_layer": 3, "n_head": 4, "n_positions": 16},
-    "opt": {**SMALL, "ffn_dim": 48, "word_embed_proj_dim": 24, "max_position_embeddings": 64},
-    "phi": {**SMALL, "intermediate_size": 48, "partial_rotary_factor": 0.5},
-    "phi3": {**GQA, "pad_token_id": 0},
-    "falcon": {**SMALL, "alibi": True, "new_decoder_architecture": False},
-    "gpt_neox": {**SMALL, "intermediate_size": 48},
-    "bloom": {"vocab_size": 64, "hidden_size": 32, "n_layer": 3, "n_head": 4},
-    "olmo2": {**GQA},
-    "cohere": {**GQA},
-}
+from tests.models_fixture import FAMILIES, logits, save, tiny, tokens  # noqa: E402
 
 
-def tiny(family: str) -> nn.Module:
-    config = transformers.CONFIG_MAPPING[family](**FAMILIES[family])
-    torch.manual_seed(0)
-    model = transformers.AutoModelForCausalLM.from_config(config).eval()
-    for parameter in model.parameters():  # default initialization is so small that a wrong mask would hardly show
-        parameter.data += 0.1 * torch.randn_like(parameter)
-    return model
+def streamed(stream: Stream, ids: torch.Tensor) -> torch.Tensor:
+    hidden = stream.embed(ids)
+    for i in range(stream.blocks):
+        hidden = stream.forward(stream.block(i), i, hidden)
+    return stream.head(hidden)
 
 
-@pytest.fixture
-def tokens():
-    return torch.randint(0, 64, (2, 12), generator=torch.Generator().manual_seed(1))
+def held_bytes(stream: Stream) -> int:
+    return sum(p.nbytes for p in stream._shell.parameters() if not p.is_meta)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_streamed_logits_are_those_of_the_whole_model(family, tokens, tmp_path):
+def test_streamed_logits_are_those_of_the_whole_model(family, tmp_path):
     model = tiny(family)
     model.save_pretrained(tmp_path)
-    with torch.no_grad():
-        wanted = model(tokens).logits
-        loaded = load(tmp_path)
-        assert torch.equal(loaded(tokens).logits, wanted)
-        stream = Stream(open_checkpoint(tmp_path))
-        hidden = stream.embed(tokens)
-        for i in range(stream.blocks):
-            hidden = stream.forward(stream.block(i), i, hidden)
-        # The head runs on single positions; a float32 matmul of other row counts may add in another order.
-        torch.testing.assert_close(stream.head(hidden), wanted, atol=1e-5, rtol=1e-5)
+    wanted = logits(model, tokens())
+    assert torch.equal(logits(load(tmp_path), tokens()), wanted)
+    assert torch.equal(streamed(Stream(open_checkpoint(tmp_path)), tokens()), wanted)
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma3_text", "falcon"])
+def test_a_block_runs_on_batches_that_were_not_embedded_together(family, tmp_path):
+    stream = Stream(open_checkpoint(save(tiny(family), tmp_path)))
+    whole = streamed(stream, tokens(4, 9))
+    hidden = stream.embed(tokens(4, 9))
+    parts = [hidden[:1], hidden[1:]]
+    for i in range(stream.blocks):
+        block = stream.block(i)
+        parts = [stream.forward(block, i, part) for part in parts]
+    # Other batch sizes may add up a matmul in another order: float32 rounding of numbers of order 1.
+    torch.testing.assert_close(torch.cat([stream.head(part) for part in parts]), whole, atol=1e-5, rtol=1e-5)
+
+
+def test_the_head_takes_any_leading_shape(tmp_path):
+    stream = Stream(open_checkpoint(save(tiny("gemma2"), tmp_path)))
+    hidden = stream.embed(tokens(2, 6))
+    whole = stream.head(hidden)
+    assert torch.equal(stream.head(hidden.reshape(12, -1)), whole.reshape(12, -1))
+    # One row is multiplied by another kernel than twelve.
+    torch.testing.assert_close(stream.head(hidden[1, 2]), whole[1, 2], atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_only_the_weights_of_the_running_phase_are_held(tied, tmp_path):
+    model = tiny("llama", tie_word_embeddings=tied)
+    stream = Stream(open_checkpoint(save(model, tmp_path)))
+    table, norm = model.get_parameter("model.embed_tokens.weight").nbytes, model.get_parameter("model.norm.weight").nbytes
+    assert held_bytes(stream) == 0
+    hidden = stream.embed(tokens())
+    assert held_bytes(stream) == table
+    stream.forward(stream.block(1), 1, hidden)
+    stream.head(hidden)
+    assert held_bytes(stream) == table + norm
+    stream.release()
+    assert held_bytes(stream) == 0
+    assert torch.equal(stream.embed(tokens()), hidden)
+
+
+def test_a_block_is_a_module_of_its_own(tmp_path):
+    stream = Stream(open_checkpoint(save(tiny(), tmp_path)))
+    hidden = stream.embed(tokens())
+    first, second = stream.block(0), stream.block(0)
+    before = stream.forward(second, 0, hidden)
+    for parameter in first.parameters():
+        parameter.data.zero_()
+    assert torch.equal(stream.forward(second, 0, hidden), before)
+    assert not torch.equal(stream.forward(first, 0, hidden), before)
+
+
+def test_no_mask_is_made_where_attention_is_plainly_causal(tmp_path):
+    stream = Stream(open_checkpoint(save(tiny("llama"), tmp_path)))
+    for args, kwargs in stream._calls_for(2, 16):
+        assert not args and kwargs["attention_mask"] is None
+
+
+def test_the_dtype_is_honoured(tmp_path):
+    stream = Stream(open_checkpoint(save(tiny("qwen2").to(torch.bfloat16), tmp_path)), dtype=torch.bfloat16)
+    got = streamed(stream, tokens())
+    assert got.dtype == torch.bfloat16
+    assert torch.equal(got, logits(transformers.AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.bfloat16), tokens()))
+    assert next(Stream(open_checkpoint(tmp_path)).block(0).parameters()).dtype == torch.float32
+
+
+def test_tokens_that_do_not_fit_are_refused_in_one_line(tmp_path):
+    stream = Stream(open_checkpoint(save(tiny("gpt2"), tmp_path)))
+    with pytest.raises(LessenError, match="integers of shape batch seq"):
+        stream.embed(tokens()[0])
+    with pytest.raises(LessenError, match="token ids up to 99"):
+        stream.embed(torch.full((1, 4), 99))
+    with pytest.raises(LessenError, match="windows of 40"):
+        stream.embed(tokens(1, 40))

@@ -168,7 +168,8 @@ _STALE = re.compile(r"(rotary_emb\.inv_freq|attn\.masked_bias|attn\.bias|attenti
 def _renaming(model: nn.Module) -> Callable[[str], str]:
     """How transformers renames the tensors of this model's published files while loading."""
     try:
-        from transformers.conversion_mapping import WeightRenaming, get_model_conversion_mapping
+        from transformers.conversion_mapping import get_model_conversion_mapping
+        from transformers.core_model_loading import WeightRenaming
     except ImportError:  # before transformers 5 names were those of the files
         return lambda key: key
     steps = [step for step in get_model_conversion_mapping(cast(Any, model)) if isinstance(step, WeightRenaming)]

@@ -2,8 +2,11 @@
 
 import copy
 import importlib
+import json
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cached_property
 from hashlib import sha256
 from pathlib import Path
@@ -40,7 +43,7 @@ class InMemory:
             remedy = "set model.config to a transformers configuration or a dict with model_type"
             raise UsageError(self.label, got=f"config of type {type(config).__name__}", wanted="a causal LM's configuration", remedy=remedy)
         self.module = module
-        self.config: dict[str, Any] = dict(config) if isinstance(config, dict) else config.to_dict()  # pyright: ignore[reportOptionalMemberAccess]
+        self.config = _as_json(config, module)
         self._tensors: dict[str, Tensor] = {}
         self.tied: dict[str, str] = {}
         first: dict[int, str] = {}
@@ -113,26 +116,62 @@ def from_factory(ref: str) -> InMemory:
         UsageError: the module or attribute does not exist, or what it returns is no causal LM.
     """
     path, _, attribute = ref.partition(":")
-    here = str(Path.cwd())
-    if here not in sys.path:
-        sys.path.append(here)
+    with _importing_from_here():
+        found: Any = _imported(path, ref)
+        for part in attribute.split("."):
+            if not hasattr(found, part):
+                names = [name for name in vars(found) if not name.startswith("_")] or ["nothing"]
+                raise UsageError(ref, got=f"no {part} in {path}", wanted="a factory", remedy=nearest(part, names)[:200])
+            found = getattr(found, part)
+        if not isinstance(found, nn.Module):
+            if not callable(found):
+                raise UsageError(ref, got=f"a {type(found).__name__}", wanted="a function that returns a causal LM")
+            try:
+                found = found()
+            except LessenError:
+                raise
+            except Exception as error:
+                raise LessenError(ref, got=_first_line(error), wanted="a factory that works without arguments") from error
+    if not isinstance(found, nn.Module):
+        raise UsageError(ref, got=f"a factory that returns {type(found).__name__}", wanted="a torch.nn.Module", remedy="return the model")
+    return InMemory(found, ref)
+
+
+def _imported(path: str, ref: str) -> Any:
     try:
-        found: Any = importlib.import_module(path)
+        return importlib.import_module(path)
     except ModuleNotFoundError as error:
         if error.name is None or not f"{path}.".startswith(f"{error.name}."):
             got = f"an import of {error.name} that fails"
             raise LessenError(ref, got=got, wanted="an importable module", remedy="install it") from error
         remedy = "install the package or run from the directory that holds it"
         raise UsageError(ref, got=f"no module {error.name}", wanted="an importable module", remedy=remedy) from None
-    for part in attribute.split("."):
-        if not hasattr(found, part):
-            names = [name for name in vars(found) if not name.startswith("_")] or ["nothing"]
-            raise UsageError(ref, got=f"no {part} in {path}", wanted="a factory", remedy=nearest(part, names)[:200])
-        found = getattr(found, part)
-    if not isinstance(found, nn.Module):
-        if not callable(found):
-            raise UsageError(ref, got=f"a {type(found).__name__}", wanted="a function that returns a causal LM")
-        found = found()
-    if not isinstance(found, nn.Module):
-        raise UsageError(ref, got=f"a factory that returns {type(found).__name__}", wanted="a torch.nn.Module", remedy="return the model")
-    return InMemory(found, ref)
+    except Exception as error:
+        raise LessenError(ref, got=_first_line(error), wanted="an importable module") from error
+
+
+def _first_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}".splitlines()[0][:200]
+
+
+@contextmanager
+def _importing_from_here() -> Iterator[None]:
+    """The current directory at the end of the import path, as with `python -m`."""
+    here = str(Path.cwd())
+    sys.path.append(here)
+    try:
+        yield
+    finally:
+        sys.path.remove(here)
+
+
+def _as_json(config: Any, module: nn.Module) -> dict[str, Any]:
+    """What `config.json` of this module would hold."""
+    if isinstance(config, dict):
+        data = dict(config)
+    else:
+        data = json.loads(config.to_json_string()) if hasattr(config, "to_json_string") else config.to_dict()
+    if not data.get("architectures"):
+        data["architectures"] = [type(module).__name__]
+    data.pop("_name_or_path", None)
+    return data

@@ -73,7 +73,14 @@ class Stream:
         if tokens.ndim != 2 or tokens.is_floating_point():
             got = f"{tokens.dtype} of shape {tuple(tokens.shape)}"
             raise LessenError(f"{self.checkpoint.label}: tokens", got=got, wanted="integers of shape batch seq")
-        return self._until_first_block(input_ids=tokens.to(self.device))
+        try:
+            return self._until_first_block(input_ids=tokens.to(self.device))
+        except IndexError as error:
+            got = f"token ids up to {int(tokens.max())} in windows of {tokens.shape[1]}"
+            wanted = f"ids and positions that the model has ({str(error).splitlines()[0]})"
+            raise LessenError(
+                f"{self.checkpoint.label}: tokens", got=got, wanted=wanted, remedy="use its own tokenizer, or less seq"
+            ) from None
 
     def block(self, index: int) -> nn.Module:
         """Block `index` with its weights, a module of its own: drop it to free the memory."""
