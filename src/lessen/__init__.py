@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from lessen.compress import compress
     from lessen.core.apply import apply
-    from lessen.engine import plan
-    from lessen.evaluate import evaluate
+    from lessen.evaluate.language import evaluate
     from lessen.export import export
+    from lessen.job import plan
     from lessen.methods import METHODS
     from lessen.models import load, open_checkpoint
 
@@ -25,11 +25,11 @@ _HOMES = {
     "METHODS": "lessen.methods",
     "apply": "lessen.core.apply",
     "compress": "lessen.compress",
-    "evaluate": "lessen.evaluate",
+    "evaluate": "lessen.evaluate.language",
     "export": "lessen.export",
     "load": "lessen.models",
     "open_checkpoint": "lessen.models",
-    "plan": "lessen.engine",
+    "plan": "lessen.job",
 }
 
 

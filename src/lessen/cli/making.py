@@ -1,50 +1,21 @@
-"""Commands that make something: compress, plan, apply, export."""
+"""Commands that make something: compress, and its two halves plan and apply."""
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
 from cyclopts import Parameter
 
 from lessen.cli.app import app, epilogue
-from lessen.cli.options import EVALUATION, RESULT, Calibration, Methods, Running, Switch, wishes
-
-
-@Parameter(name="*", group=RESULT)
-@dataclass(frozen=True)
-class Result:
-    """Where the result goes."""
-
-    out: Annotated[Path, Parameter(metavar="DIR")] = Path("out")
-    """Directory to write; it appears only when it is complete."""
-    export: Annotated[str, Parameter(metavar="FORMATS")] = "gguf,onnx"
-    """Further formats, with commas between them, or "none". `lessen ls` lists them."""
-    overwrite: Switch = False
-    """Replace DIR if it exists."""
-    work: Annotated[Path | None, Parameter(metavar="DIR")] = None
-    """Where finished blocks are kept, so that a killed run can go on."""
-
-
-@Parameter(name="*", group=EVALUATION)
-@dataclass(frozen=True)
-class Evaluation:
-    """How the result is judged."""
-
-    eval: Annotated[tuple[str, ...], Parameter(metavar="TEXT", negative="", show_default=False)] = ()
-    """Held-out text: a .txt or .jsonl file or a directory. May be given several times."""
-    no_eval: Switch = False
-    """Do not measure quality and speed."""
-    max_kld: Annotated[float | None, Parameter(metavar="NATS")] = None
-    """Exit with 3 if the mean KL to the original is larger on any text."""
-    strict: Switch = False
-    """Fail if any part of the model had to be skipped."""
+from lessen.cli.options import RUNNING, Calibration, Evaluation, Methods, Result, Running, wishes
+from lessen.cli.output import emit, say, table
+from lessen.cli.running import listening, show_run
 
 
 @app.command(
     help_epilogue=epilogue(
         "lessen compress smollm2-135m --out small",
         "lessen compress path/to/model --to 4bpw --calibration notes.txt --out small",
-        "lessen compress model.gguf --method GPTQ --bits 3 --group 64 --export gguf --max-kld 0.5",
+        "lessen compress model.gguf --method GPTQ --bits 3 --group 64 --max-kld 0.5",
     )
 )
 def compress(
@@ -55,28 +26,107 @@ def compress(
     methods: Methods = Methods(),
     calibration: Calibration = Calibration(),
     evaluation: Evaluation = Evaluation(),
+    work: Annotated[Path | None, Parameter(metavar="DIR", group=RUNNING)] = None,
     running: Running = Running(),
 ) -> None:
     """Make a model smaller, and report what it cost and what it won.
 
     Args:
         model: A Hugging Face directory, a GGUF file, package.module:factory, or smollm2-135m.
+        work: Where finished blocks are kept until the end, so that a killed run can go on. Beside the result unless told otherwise.
     """
-    import lessen
-    from lessen.cli.running import listening, show_run
-
     asked = wishes(methods, calibration)  # first: a misspelt wish is told before anything large is loaded
+    import lessen
+
     with listening(running) as on_event:
         run = lessen.compress(
             model,
             result.out,
-            exports=() if result.export == "none" else tuple(result.export.split(",")),
-            work=result.work,
+            exports=result.exports,
             overwrite=result.overwrite,
-            evaluate=not evaluation.no_eval,
             evaluation=evaluation.eval or None,
+            evaluate=not evaluation.no_eval,
             threads=running.threads,
+            work=work,
             on_event=on_event,
             **asked,
         )
-    show_run("compress", run, result.out, running, max_kld=evaluation.max_kld, strict=evaluation.strict)
+    show_run("compress", run, result.out, running, evaluation)
+
+
+@app.command(
+    help_epilogue=epilogue(
+        "lessen plan smollm2-135m --to 70MB --out plan",
+        "lessen plan path/to/model --method FLAP --ratio 0.2 --method GPTQ --bits 4 --out plan",
+        "lessen plan model.gguf --recipe recipe.toml --out plan --json",
+    )
+)
+def plan(
+    model: str,
+    /,
+    *,
+    out: Annotated[Path, Parameter(metavar="DIR")] = Path("plan"),
+    methods: Methods = Methods(),
+    calibration: Calibration = Calibration(),
+    running: Running = Running(),
+) -> None:
+    """Make every decision and change nothing; `lessen apply` carries them out.
+
+    Args:
+        model: A Hugging Face directory, a GGUF file, package.module:factory, or smollm2-135m.
+        out: Directory for the decisions; the same command goes on there after an interruption.
+    """
+    asked = wishes(methods, calibration)
+    import lessen
+    from lessen.cli import requests
+    from lessen.report.text import number
+
+    requests.save(out, model, asked)
+    with listening(running) as on_event:
+        decided = lessen.plan(model, work=out, on_event=on_event, **asked)
+    if running.json:
+        emit("plan", {"out": out, "records": decided.records})
+        return
+    header = ("unit", "action", "before", "after", "bits", "error", "method")
+    rows = [(r.unit, r.action, str(r.shape_before), str(r.shape_after), number(r.bits), number(r.error), r.method) for r in decided.records]
+    table(header, rows, {4, 5})
+    say(f"\nlessen apply {out} carries this out")
+
+
+@app.command(
+    help_epilogue=epilogue(
+        "lessen apply plan --out small",
+        "lessen apply plan --out small --export gguf --no-eval",
+        "lessen apply plan --out small --eval stories.txt --max-kld 0.2",
+    )
+)
+def apply(
+    plan: Path,
+    /,
+    *,
+    result: Result = Result(),
+    evaluation: Evaluation = Evaluation(),
+    running: Running = Running(),
+) -> None:
+    """Carry out a plan: write the smaller model, its exports and its report.
+
+    Args:
+        plan: A directory that `lessen plan` wrote. It stays as it is.
+    """
+    import lessen
+    from lessen.cli import requests
+
+    with requests.opened(plan) as (model, asked, work), listening(running) as on_event:
+        run = lessen.compress(
+            model,
+            result.out,
+            exports=result.exports,
+            overwrite=result.overwrite,
+            evaluation=evaluation.eval or None,
+            evaluate=not evaluation.no_eval,
+            threads=running.threads,
+            work=work,
+            on_event=on_event,
+            **asked,
+        )
+    show_run("apply", run, result.out, running, evaluation)

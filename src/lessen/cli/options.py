@@ -15,6 +15,41 @@ RUNNING = Group("Running", sort_key=5)
 Switch = Annotated[bool, Parameter(negative="", show_default=False)]
 
 
+@Parameter(name="*", group=RESULT)
+@dataclass(frozen=True)
+class Result:
+    """Where the result goes."""
+
+    out: Annotated[Path, Parameter(metavar="DIR")] = Path("out")
+    """Directory to write; it appears only when it is complete."""
+    export: Annotated[str | None, Parameter(metavar="FORMATS")] = None
+    """Further formats, with commas between them, or "none". Otherwise GGUF and ONNX where the result fits them."""
+    overwrite: Switch = False
+    """Replace DIR if it exists."""
+
+    @property
+    def exports(self) -> tuple[str, ...] | None:
+        """The formats by name; None leaves the choice to the library."""
+        if self.export is None:
+            return None
+        return () if self.export == "none" else tuple(name.strip() for name in self.export.split(","))
+
+
+@Parameter(name="*", group=EVALUATION)
+@dataclass(frozen=True)
+class Evaluation:
+    """How the result is judged."""
+
+    eval: Annotated[tuple[str, ...], Parameter(metavar="TEXT", negative="", show_default=False)] = ()
+    """Held-out text: a .txt or .jsonl file or a directory. May be given several times."""
+    no_eval: Switch = False
+    """Do not measure quality and speed."""
+    max_kld: Annotated[float | None, Parameter(metavar="NATS")] = None
+    """Exit with 3 if the mean KL to the original is larger on any text."""
+    strict: Switch = False
+    """Fail if any part of the model had to be skipped."""
+
+
 @Parameter(name="*", group=METHODS)
 @dataclass(frozen=True)
 class Methods:
@@ -26,6 +61,8 @@ class Methods:
     """TOML file with a list of methods."""
     method: Annotated[tuple[str, ...], Parameter(metavar="METHOD", negative="", show_default=False)] = ()
     """A method, its options after it: --method GPTQ --bits 3. May be given several times. `lessen ls GPTQ` lists its options."""
+    no_embeddings: Switch = False
+    """Leave token table and output head as they are; otherwise they get 8 bits unless a method says more."""
 
 
 @Parameter(name="*", group=CALIBRATION)
@@ -57,7 +94,7 @@ class Running:
 
 
 def wishes(methods: Methods, calibration: Calibration) -> dict[str, Any]:
-    """What the user asked for as keyword arguments of `lessen.compress` and `lessen.plan`; a recipe's settings give way to options.
+    """What the user asked for as keyword arguments of `lessen.compress` and `lessen.plan`.
 
     Raises:
         UsageError: a recipe that cannot be read, a dial that says nothing, or two answers to one question.
@@ -67,11 +104,11 @@ def wishes(methods: Methods, calibration: Calibration) -> dict[str, Any]:
 
     if methods.recipe and methods.method:
         raise UsageError("--method", got="--recipe as well", wanted="one of the two", remedy="write the method into the recipe")
-    read = recipe.load(methods.recipe) if methods.recipe else recipe.parse(methods.method) if methods.method else None
-    given = {"calibration": calibration.calibration, "tokens": calibration.tokens, "seed": calibration.seed}
-    settings = {name: getattr(read, name, None) if value is None else value for name, value in given.items()}
     return {
-        "recipe": read,
+        "recipe": recipe.load(methods.recipe) if methods.recipe else recipe.parse(methods.method) if methods.method else None,
         "to": recipe.Dial.parse(methods.to) if methods.to else None,
-        **{name: value for name, value in settings.items() if value is not None},
+        "embeddings": not methods.no_embeddings,
+        "calibration": calibration.calibration,
+        "tokens": calibration.tokens,
+        "seed": calibration.seed,
     }

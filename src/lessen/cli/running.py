@@ -5,7 +5,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lessen.cli.options import Running
+from lessen.cli.options import Evaluation, Running
 from lessen.cli.output import emit, say, table
 from lessen.cli.progress import EventPrinter
 from lessen.errors import LessenError, QualityGateMissed
@@ -25,11 +25,11 @@ def listening(running: Running) -> Iterator[EventPrinter]:
         yield printer
 
 
-def show_run(command: str, run: "Run", out: Path, running: Running, max_kld: float | None = None, strict: bool = False) -> None:
+def show_run(command: str, run: "Run", out: Path, running: Running, evaluation: Evaluation) -> None:
     """Print what a run has to say.
 
     Raises:
-        QualityGateMissed: a text's mean KL is above `max_kld`. LessenError: something was skipped and `strict` forbids that.
+        QualityGateMissed: a text's mean KL is too large. LessenError: something was skipped under --strict.
     """
     from dataclasses import asdict
 
@@ -49,9 +49,9 @@ def show_run(command: str, run: "Run", out: Path, running: Running, max_kld: flo
             if (out / name).exists():
                 say(str(out / name))
     skipped = [record for record in run.records if record.action == "skip"]
-    if strict and skipped:
+    if evaluation.strict and skipped:
         raise LessenError(skipped[0].unit, got=f"{len(skipped)} skipped: {skipped[0].reason}", wanted="nothing skipped under --strict")
-    gate(run.quality, max_kld)
+    gate(run.quality, evaluation.max_kld)
 
 
 def gate(quality: Mapping[str, Mapping[str, Any]], max_kld: float | None) -> None:

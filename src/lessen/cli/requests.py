@@ -1,0 +1,53 @@
+"""What was asked of `lessen plan`, kept beside its decisions so that `lessen apply` needs to be told nothing twice."""
+
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from lessen import recipe
+from lessen.errors import UsageError
+
+FILE = "request.json"
+
+
+def save(plan: Path, model: str, asked: dict[str, Any]) -> None:
+    """Write the request into the plan's directory; paths become absolute, since apply may run elsewhere."""
+    data = {**asked, "model": _absolute(model), "calibration": _absolute(asked["calibration"])}
+    data["to"] = str(asked["to"]) if asked["to"] else None
+    if asked["recipe"] is not None:
+        settings = {"calibration": _absolute(asked["recipe"].calibration), "tokens": asked["recipe"].tokens, "seed": asked["recipe"].seed}
+        given = {name: value for name, value in settings.items() if value is not None}
+        data["recipe"] = {"method": recipe.to_json(asked["recipe"]), **given}
+    plan.mkdir(parents=True, exist_ok=True)
+    aside = plan / f"{FILE}.aside"
+    aside.write_text(json.dumps(data, indent=1) + "\n")
+    aside.replace(plan / FILE)
+
+
+@contextmanager
+def opened(plan: Path) -> Iterator[tuple[str, dict[str, Any], Path]]:
+    """The model, what was asked, and a copy of the decisions for `lessen.compress` to use up.
+
+    Raises:
+        UsageError: not a plan.
+    """
+    if not (plan / FILE).is_file():
+        raise UsageError(str(plan), got=f"no {FILE}", wanted="a directory that lessen plan wrote")
+    data = json.loads((plan / FILE).read_text())
+    model = str(data.pop("model"))
+    if data["recipe"] is not None:
+        data["recipe"] = recipe.loads(json.dumps(data["recipe"]), str(plan / FILE))
+    with TemporaryDirectory(prefix=".lessen-", dir=plan.absolute().parent) as folder:
+        work = Path(folder) / "work"
+        # Links cost nothing, and whoever writes there writes aside and renames, which leaves the plan's own files alone.
+        shutil.copytree(plan, work, copy_function=os.link)
+        yield model, data, work
+
+
+def _absolute(ref: str | None) -> str | None:
+    return str(Path(ref).absolute()) if ref is not None and Path(ref).exists() else ref
