@@ -63,7 +63,7 @@ class Drop:
 class StoredQuantize(Quantize):
     """A `Quantize` whose codes stay on disk and are read every time they are looked at, so that a whole plan fits in memory."""
 
-    def __init__(self, name: str, format: spec.Format, path: Path, index: int):
+    def __init__(self, name: str, format: Int, path: Path, index: int):
         object.__setattr__(self, "name", name)
         object.__setattr__(self, "format", format)
         object.__setattr__(self, "_place", (path, index))

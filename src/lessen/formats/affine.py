@@ -68,7 +68,7 @@ class Int:
     """
 
     bits: int = 4
-    granularity: Granularity = PerGroup(32)  # noqa: RUF009 (frozen, so sharing it is safe)
+    granularity: Granularity = PerGroup(32)
     symmetric: bool = True
     full_range: bool = True
     scale_dtype: torch.dtype = torch.float16
@@ -142,7 +142,7 @@ class Int:
             weight: "out in".
             importance: h, "in" or "out in", non-negative; None counts every weight alike.
             steps: shrink factors to try, for each sign of the scale or neighbour of the zero point.
-            low: smallest shrink factor; None chooses by bits.
+            low: smallest shrink factor; None chooses by bits and granularity.
             refits: alternations of codes and least-squares scale after the sweep.
             where: name of the tensor, for errors.
 
@@ -153,7 +153,9 @@ class Int:
             LessenError, UsageError: as `grid`, or for an importance that does not fit.
         """
         lowest, highest = self.code_range
-        low = _LOW[self.bits] if low is None else low
+        if low is None:
+            # A whole tensor has far outliers: the best scale for the many may be a tenth of what reaches them.
+            low = 0.1 if isinstance(self.granularity, PerTensor) else _LOW[self.bits]
         if self.symmetric:
             # The lopsided range reaches further on one side: also stretched until the short side reaches the extreme, and mirrored.
             space = Space(self.levels, symmetric_factors(low, -lowest / highest, steps, self.full_range), refits=refits)

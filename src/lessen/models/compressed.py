@@ -38,7 +38,7 @@ class Compressed(HuggingFace):
     def __init__(self, folder: Path):
         described = read_json(folder / "lessen.json").get("formats") or {}
         try:
-            self._formats = {name: spec.from_json(data) for name, data in described.items()}
+            self._formats = {name: spec.int_from_json(data) for name, data in described.items()}
         except (KeyError, TypeError, ValueError) as error:
             got = f"an unreadable format ({error})"
             raise LessenError(str(folder / "lessen.json"), got=got, wanted="formats as lessen writes them", remedy=_AGAIN) from None
