@@ -42,7 +42,9 @@ def main(arguments: list[str] | None = None) -> int:
     if options.json:
         write(options.json, data)
     for goal in goals:
-        print(f"{'not measured' if goal.met is None else 'met' if goal.met else 'MISSED':12} {goal.name}: {goal.value} (to reach {goal.target})")
+        print(
+            f"{'not measured' if goal.met is None else 'met' if goal.met else 'MISSED':12} {goal.name}: {goal.value} (to reach {goal.target})"
+        )
     return 0
 
 

@@ -8,6 +8,7 @@ versions); a second run of the same command takes them from there.
 import json
 import os
 import platform
+import resource
 import subprocess
 import sys
 import tempfile
@@ -129,9 +130,24 @@ def _wait(process: subprocess.Popen[bytes], deadline: float | None) -> tuple[Any
         time.sleep(0.05)
 
 
-def worker(task: str, arguments: Row, *, python: str | None = None, **options: Any) -> Row:
-    """Run `benchmarks.worker TASK` in its own process; returns its JSON answer beside what it cost."""
-    cost = measured([python or sys.executable, "-m", "benchmarks.worker", task, json.dumps(arguments)], **options)
+def worker(task: str, arguments: Row, *, inline: bool = False, **options: Any) -> Row:
+    """Run `benchmarks.worker TASK` in its own process; returns its JSON answer beside what it cost.
+
+    Args:
+        task, arguments: see `benchmarks.worker`.
+        inline: run it in this process instead, which spares smoke runs the imports; its cost is then this process's.
+        options: of `measured`.
+    """
+    if inline:
+        from benchmarks.worker import TASKS
+
+        before, start = resource.getrusage(resource.RUSAGE_SELF), time.perf_counter()
+        answer = TASKS[task](arguments)
+        after = resource.getrusage(resource.RUSAGE_SELF)
+        cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+        seconds = time.perf_counter() - start
+        return {"answer": answer, "cpu_seconds": round(cpu, 2), "peak_mb": round(after.ru_maxrss / 1024, 1), "seconds": round(seconds, 2)}
+    cost = measured([sys.executable, "-m", "benchmarks.worker", task, json.dumps(arguments)], **options)
     if cost["code"]:
         raise RuntimeError(f"benchmarks.worker {task}: exit code {cost['code']}\n{cost['stderr']}")
     answer = json.loads(cost["stdout"].splitlines()[-1])

@@ -28,6 +28,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from lessen.models.checkpoint import Checkpoint
+
 State = dict[str, Tensor]
 READERS = {
     "input_layernorm": ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
@@ -152,3 +154,36 @@ def off_grid(weight: Tensor, group: int = 32, levels: int = 16, tolerance: float
         position = (values - low) / span * parts
         off &= ((position - position.round()).abs() > tolerance).any(1)
     return off.double().mean().item()
+
+
+def proof(shipped: Checkpoint, variant: Checkpoint, tokens: Mapping[str, Tensor]) -> dict[str, float]:
+    """That a variant computes the same function with weights off the grid of 16 levels in groups of 32.
+
+    Args:
+        shipped, variant: the two models.
+        tokens: "windows seq" by name; the first window of each is compared.
+
+    Returns:
+        `logits_max_error`, `logits_max` (the size of a logit), `logits_kld`, and `off_grid` of both models' linears.
+    """
+    from lessen.evaluate.answers import answers
+
+    first = {name: ids[:1] for name, ids in tokens.items()}
+    before, after = answers(shipped, first), answers(variant, first)
+    error, largest, kld = 0.0, 0.0, []
+    for name, ids in first.items():
+        a, b = (model.logits(name, 0, 0, ids.shape[1]).double() for model in (before, after))
+        error, largest = max(error, (a - b).abs().max().item()), max(largest, a.abs().max().item())
+        p, q = a.log_softmax(-1), b.log_softmax(-1)
+        kld.append((p.exp() * (p - q)).sum(-1).mean().item())
+    figures = {"logits_max_error": error, "logits_max": largest, "logits_kld": sum(kld) / len(kld)}
+    return figures | {"off_grid_shipped": _linears_off_grid(shipped), "off_grid": _linears_off_grid(variant)}
+
+
+def _linears_off_grid(checkpoint: Checkpoint) -> float:
+    off, total = 0.0, 0
+    for name in checkpoint.names:
+        if "_proj." in name and name.endswith("weight"):
+            weight = checkpoint.read(name)
+            off, total = off + off_grid(weight) * weight.numel(), total + weight.numel()
+    return off / total

@@ -1,0 +1,99 @@
+"""Tasks that benchmarks run in processes of their own, so that each one's time and memory are its own: python -m benchmarks.worker TASK JSON.
+
+The last line of stdout is the answer, one JSON object.
+"""
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+Row = dict[str, Any]
+
+
+def quantize(arguments: Row) -> Row:
+    """Decide a recipe for a float variant: {smoke, variant, method, work}. The edits stay in `work`."""
+    result, records = _planned(arguments)
+    quantized = [q for name in result.names if (q := result.quantized(name)) is not None]
+    sizes = [(q.codes.values.numel(), q.format.bits_per_weight(tuple(q.codes.values.shape))) for q in quantized]
+    weights = sum(count for count, _ in sizes)
+    chosen: dict[str, int] = {}
+    for record in records:
+        if record.block is not None:
+            chosen[record.method] = chosen.get(record.method, 0) + 1
+    return {"bpw": round(sum(count * bits for count, bits in sizes) / weights, 4), "weights": weights, "chosen": chosen}
+
+
+def score(arguments: Row) -> Row:
+    """Quality of what `quantize` decided; the same arguments."""
+    from benchmarks import scoring
+    from benchmarks.material import material
+
+    result, _ = _planned(arguments)
+    return scoring.score(result, arguments["variant"], material(arguments["smoke"]))
+
+
+def score_directory(arguments: Row) -> Row:
+    """Quality of a directory that stock transformers opens: {smoke, variant, path}."""
+    from transformers import AutoModelForCausalLM
+
+    from benchmarks import scoring
+    from benchmarks.material import material
+
+    model = AutoModelForCausalLM.from_pretrained(arguments["path"], dtype="float32").eval()
+    return scoring.score(model, arguments["variant"], material(arguments["smoke"]))
+
+
+def score_file(arguments: Row) -> Row:
+    """Quality of a model that lessen opens (a GGUF file, a directory): {smoke, variant, path}."""
+    from benchmarks import scoring
+    from benchmarks.material import material
+
+    return scoring.score(arguments["path"], arguments["variant"], material(arguments["smoke"]))
+
+
+def proof(arguments: Row) -> Row:
+    """That a variant is the shipped model off its grid, and its noise floor: {smoke, variant}."""
+    from benchmarks import scoring, variants
+    from benchmarks.material import EVALUATION, material
+    from lessen.evaluate.language import evaluate
+    from lessen.models import open_checkpoint
+
+    found = material(arguments["smoke"])
+    row = variants.proof(
+        open_checkpoint(found.model("shipped")), open_checkpoint(found.model(arguments["variant"])), found.windows(*EVALUATION)
+    )
+    figures = evaluate(found.model(arguments["variant"]), None, found.windows(*EVALUATION))
+    return row | scoring.noise(arguments["variant"], found) | {f"{name}_ppl": figures[name]["ppl"] for name in figures}
+
+
+def _planned(arguments: Row) -> Any:
+    """(checkpoint as it will be, records) of a plan; what `work` already holds is not decided again."""
+    from benchmarks.material import material
+    from lessen import recipe
+    from lessen.engine.plan import decide, journal_at
+    from lessen.engine.quantize import Text
+    from lessen.models import open_checkpoint
+
+    found = material(arguments["smoke"])
+    source = open_checkpoint(found.model(arguments["variant"]))
+    methods = recipe.from_json([arguments["method"]])
+    windows = found.windows("calibration", "heldout")
+    journal = journal_at(Path(arguments["work"]), source, methods, {})
+    plan = decide(source, methods, Text(windows["calibration"], windows["heldout"]), journal)
+    return plan.result, plan.records
+
+
+TASKS: dict[str, Callable[[Row], Row]] = {task.__name__: task for task in (quantize, score, score_directory, score_file, proof)}
+
+
+def main() -> None:
+    import warnings
+
+    warnings.filterwarnings("ignore", category=FutureWarning)  # of peers' packages; not ours to mend
+    print(json.dumps(TASKS[sys.argv[1]](json.loads(sys.argv[2]))))
+
+
+if __name__ == "__main__":
+    main()
