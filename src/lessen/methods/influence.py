@@ -21,7 +21,7 @@ from torch import Tensor
 
 from lessen.core.edit import Drop, Edit
 from lessen.core.method import Stats
-from lessen.core.unit import View
+from lessen.core.unit import Kind, View
 from lessen.errors import UsageError
 from lessen.methods.budget import keep
 from lessen.stats.accumulators import BlockSimilarity
@@ -34,7 +34,7 @@ class BlockInfluence:
     ratio: float = 0.1
     """Fraction of the decoder blocks to drop, in [0, 1)."""
 
-    kind: ClassVar = "layer"
+    kind: ClassVar[Kind] = "layer"
     scope: ClassVar = "model"
 
     def __post_init__(self) -> None:
