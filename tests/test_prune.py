@@ -1,6 +1,7 @@
 """Pruning methods: scores against loops, exact counts, and what FLAP's bias is for."""
 
 import copy
+from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -31,9 +32,14 @@ FAMILIES = ("llama", "qwen2", "qwen3", "gemma", "phi3")
 CHANNEL_METHODS = (Magnitude, Wanda, FLAP)
 
 
-def update(accumulators: dict[type, Any], *inputs: Tensor) -> None:
+def single(accumulators: dict[type, Any], _: nn.Module, args: tuple[Tensor, ...]) -> None:
     for accumulator in accumulators.values():
-        accumulator.update(*inputs)
+        accumulator.update(args[0])
+
+
+def paired(accumulators: dict[type, Any], _: nn.Module, args: tuple[Tensor, ...], out: Tensor) -> None:
+    for accumulator in accumulators.values():
+        accumulator.update(out, args[0])
 
 
 def collect(model: nn.Module, views: list[View], needs: tuple[type, ...]) -> list[Stats]:
@@ -45,10 +51,10 @@ def collect(model: nn.Module, views: list[View], needs: tuple[type, ...]) -> lis
         collected.append(accumulators)
         if item.unit.kind == "layer":
             module = model.get_submodule(item.unit.name)
-            hooks.append(module.register_forward_hook(lambda _, args, out, a=accumulators: update(a, out, args[0])))
+            hooks.append(module.register_forward_hook(partial(paired, accumulators)))
         else:
             module = model.get_submodule(writer(item.unit).name.removesuffix(".weight"))
-            hooks.append(module.register_forward_pre_hook(lambda _, args, a=accumulators: update(a, args[0])))
+            hooks.append(module.register_forward_pre_hook(partial(single, accumulators)))
     with torch.no_grad():
         model(tokens(4, 32))
     for hook in hooks:
@@ -126,7 +132,7 @@ def test_decisions_are_repeatable_saved_whole_and_change_no_model(method: Any, f
 
 def writer_output(model: nn.Module, name: str, x: Tensor) -> Tensor:
     outputs: list[Tensor] = []
-    hook = model.get_submodule(name).register_forward_hook(lambda _, __, out: outputs.append(out))
+    hook = model.get_submodule(name).register_forward_hook(lambda _, __, out: outputs.append(out))  # pyright: ignore[reportArgumentType]
     with torch.no_grad():
         model(x)
     hook.remove()
