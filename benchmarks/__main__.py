@@ -42,9 +42,8 @@ def main(arguments: list[str] | None = None) -> int:
     if options.json:
         write(options.json, data)
     for goal in goals:
-        print(
-            f"{'not measured' if goal.met is None else 'met' if goal.met else 'MISSED':12} {goal.name}: {goal.value} (to reach {goal.target})"
-        )
+        verdict = {None: "not measured", True: "met", False: "MISSED"}[goal.met]
+        print(f"{verdict:12} {goal.name}: {goal.value} (to reach {goal.target})")
     return 0
 
 

@@ -134,7 +134,8 @@ def worker(task: str, arguments: Row, *, inline: bool = False, **options: Any) -
     """Run `benchmarks.worker TASK` in its own process; returns its JSON answer beside what it cost.
 
     Args:
-        task, arguments: see `benchmarks.worker`.
+        task: one of `benchmarks.worker.TASKS`.
+        arguments: what it takes.
         inline: run it in this process instead, which spares smoke runs the imports; its cost is then this process's.
         options: of `measured`.
     """

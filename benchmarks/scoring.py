@@ -55,7 +55,8 @@ def score(model: Any, variant: str, found: Material) -> Row:
 
     Args:
         model: whatever `lessen.evaluate` takes: a checkpoint, a path, a module, a callable.
-        variant: of `found`, the original that the model was made from.
+        variant: the original that the model was made from.
+        found: where that lies, and the windows.
     """
     tokens = found.windows(*EVALUATION)
     reference = Reference(Kept(found.model(variant), tokens, found.folder), tokens)

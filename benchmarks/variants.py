@@ -43,7 +43,10 @@ def rescale(state: Mapping[str, Tensor], heads: int, kv_heads: int, seed: int = 
 
     Args:
         state: names and tensors of a Hugging Face Llama-like model.
-        heads, kv_heads: query and key/value heads; each value head feeds heads / kv_heads query heads.
+        heads: of queries.
+        kv_heads: of keys and values; each feeds heads / kv_heads query heads.
+        seed: of the factors.
+        spread: the largest of them, and the inverse of the smallest.
     """
     generator = torch.Generator().manual_seed(seed)
     out = {name: tensor.double() for name, tensor in state.items()}
@@ -160,7 +163,8 @@ def proof(shipped: Checkpoint, variant: Checkpoint, tokens: Mapping[str, Tensor]
     """That a variant computes the same function with weights off the grid of 16 levels in groups of 32.
 
     Args:
-        shipped, variant: the two models.
+        shipped: the model as it was.
+        variant: the model that should be the same function.
         tokens: "windows seq" by name; the first window of each is compared.
 
     Returns:

@@ -1,4 +1,4 @@
-"""Tasks that benchmarks run in processes of their own, so that each one's time and memory are its own: python -m benchmarks.worker TASK JSON.
+"""Tasks in processes of their own, so that each one's time and memory are its own: python -m benchmarks.worker TASK JSON.
 
 The last line of stdout is the answer, one JSON object.
 """

@@ -29,4 +29,4 @@ def main(model_path: str, tokens_path: str, out: str, bits: int, group: int) -> 
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:4], int(sys.argv[4]), int(sys.argv[5]))
+    main(sys.argv[1], sys.argv[2], sys.argv[3], int(sys.argv[4]), int(sys.argv[5]))
