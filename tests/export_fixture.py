@@ -45,7 +45,8 @@ class Solved:
 
     def __init__(self, model: nn.Module, choose: Choose = four_bits):
         self.model, self.label = model, type(model).__name__
-        self.config: dict[str, Any] = {**model.config.to_dict(), "dtype": "float32"}
+        config: Any = model.config
+        self.config: dict[str, Any] = {**config.to_dict(), "dtype": "float32"}
         stored = {id(p): n for n, p in model.named_parameters()}
         self.names = list(stored.values())
         every = model.named_parameters(remove_duplicate=False)

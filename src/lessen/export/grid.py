@@ -17,6 +17,7 @@ from torch import Tensor
 
 from lessen.core.edit import Quantize
 from lessen.errors import LessenError
+from lessen.formats.affine import Int
 
 
 @dataclass(frozen=True)
@@ -115,11 +116,14 @@ class Grid:
 def grid_of(edit: Quantize) -> Grid:
     """The grid of a quantized tensor.
 
-    >>> from lessen.formats.affine import Codes, Int, PerRow
+    >>> from lessen.formats.affine import Codes, PerRow
     >>> grid = grid_of(Quantize("w", Int(4, PerRow()), Codes(torch.tensor([[-8, 7]]).to(torch.int8), torch.ones(1, 1).half())))
     >>> grid.codes.tolist(), grid.zero.tolist(), grid.dequantized().tolist()
     ([[0, 15]], [[8]], [[-8.0, 7.0]])
     """
+    if not isinstance(edit.format, Int):
+        got, remedy = f"codes of {edit.format}", "quantize it with an integer format"
+        raise LessenError(edit.name, got=got, wanted="integer codes, which all containers here hold", remedy=remedy)
     bits, codes = edit.format.bits, edit.codes
     rows = codes.values.shape[0]
     scale, zero, notes = codes.scale, codes.zero, ()

@@ -172,7 +172,8 @@ def stored_grid(edit: Quantize, module: nn.Module | None, zero_points: str) -> G
 
 def _format(grid: Grid, edit: Quantize) -> dict[str, Any]:
     granularity = PerRow() if grid.scale.shape[1] == 1 else PerGroup(grid.group)
-    stored = Int(grid.bits, granularity, grid.symmetric, edit.format.full_range or not edit.format.symmetric, grid.scale.dtype)
+    full_range = not isinstance(edit.format, Int) or edit.format.full_range or not edit.format.symmetric
+    stored = Int(grid.bits, granularity, grid.symmetric, full_range, grid.scale.dtype)
     return spec.to_json(stored)
 
 

@@ -47,21 +47,25 @@ def reference(checkpoint: Checkpoint, probe: Tensor) -> Tensor:
 
 
 def compare(wanted: Tensor, got: Tensor) -> dict[str, float]:
-    """Distance of two sets of logits "... vocab".
+    """Distance of two sets of logits "... vocab"; positions where `got` is NaN were not asked for and do not count.
+
+    Some runtimes give log-probabilities only, so both are normalised first: a constant in all logits of a position is no difference.
 
     Returns:
-        kld_mean (nats per token, wanted to got), logits_max_error (largest absolute difference), top1 (agreement of the likeliest token).
+        kld_mean (nats per token, wanted to got), logits_max_error (largest difference of a log-probability), top1 (agreement of the
+        likeliest token), positions (how many were compared).
 
-    >>> compare(torch.tensor([[0.0, 1.0]]), torch.tensor([[0.0, 1.0]]))
-    {'kld_mean': 0.0, 'logits_max_error': 0.0, 'top1': 1.0}
+    >>> compare(torch.tensor([[0.0, 1.0]]), torch.tensor([[2.0, 3.0]]))
+    {'kld_mean': 0.0, 'logits_max_error': 0.0, 'top1': 1.0, 'positions': 1}
     """
-    wanted, got = wanted.double(), got.double()
-    log_p, log_q = wanted.log_softmax(-1), got.log_softmax(-1)
+    asked = ~got[..., 0].isnan()
+    log_p, log_q = (logits[asked].double().log_softmax(-1) for logits in (wanted, got))
     kld = (log_p.exp() * (log_p - log_q)).sum(-1).mean()
     return {
         "kld_mean": max(0.0, float(kld)),
-        "logits_max_error": float((wanted - got).abs().max()),
-        "top1": float((wanted.argmax(-1) == got.argmax(-1)).double().mean()),
+        "logits_max_error": float((log_p - log_q).abs().max()),
+        "top1": float((log_p.argmax(-1) == log_q.argmax(-1)).double().mean()),
+        "positions": int(asked.sum()),
     }
 
 
@@ -74,9 +78,9 @@ def proof(checkpoint: Checkpoint, probe: Tensor | None, run: Callable[[Tensor], 
         run: (logits "batch seq vocab", name of the runtime) of the exported file; raises NoRuntime.
 
     Returns:
-        kld_mean, logits_max_error, top1, runtime; all None with the reason in `runtime_skipped` if there was no proof.
+        kld_mean, logits_max_error, top1, positions, runtime; None with the reason in `runtime_skipped` if there was no proof.
     """
-    nothing = {"kld_mean": None, "logits_max_error": None, "top1": None, "runtime": None}
+    nothing = {"kld_mean": None, "logits_max_error": None, "top1": None, "positions": 0, "runtime": None}
     if probe is None:
         return {**nothing, "runtime_skipped": "no probe tokens were given"}
     try:
