@@ -13,7 +13,7 @@ Row = dict[str, Any]
 
 
 def quantize(arguments: Row) -> Row:
-    """Decide a recipe for a float variant: {smoke, variant, method, work}. The edits stay in `work`."""
+    """Decide for a float variant: {smoke, variant, method, work}; method "default" is lessen's recipe. The edits stay in `work`."""
     result, records = _planned(arguments)
     quantized = [q for name in result.names if (q := result.quantized(name)) is not None]
     sizes = [(q.codes.values.numel(), q.format.bits_per_weight(tuple(q.codes.values.shape))) for q in quantized]
@@ -68,24 +68,49 @@ def proof(arguments: Row) -> Row:
     return row | scoring.noise(arguments["variant"], found) | {f"{name}_ppl": figures[name]["ppl"] for name in figures}
 
 
+def gguf(arguments: Row) -> Row:
+    """Decide a recipe and write its GGUF file: {smoke, variant, method, work, out}."""
+    from lessen.export import export
+
+    result, _ = _planned(arguments)
+    written = export(result, arguments["out"], "gguf")
+    return {key: written[key] for key in ("codes_equal", "size_bytes")}
+
+
+def llama_cpp(arguments: Row) -> Row:
+    """Give a GGUF file llama.cpp's own codes of a float variant: {smoke, variant, path, guided}."""
+    from benchmarks.material import material
+    from benchmarks.peers import llama_cpp
+    from lessen.models import open_checkpoint
+
+    found = material(arguments["smoke"])
+    folder = found.model(arguments["variant"])
+    source = open_checkpoint(folder)
+    guide = llama_cpp.importance(folder, found.windows("calibration")["calibration"]) if arguments["guided"] else {}
+    heads = {"q_proj": source.config["num_attention_heads"], "k_proj": source.config["num_key_value_heads"]}
+    llama_cpp.requantize(Path(arguments["path"]), source, source.config["num_hidden_layers"], heads, guide)
+    return {}
+
+
 def _planned(arguments: Row) -> Any:
     """(checkpoint as it will be, records) of a plan; what `work` already holds is not decided again."""
     from benchmarks.material import material
     from lessen import recipe
+    from lessen.engine import dial
     from lessen.engine.plan import decide, journal_at
     from lessen.engine.quantize import Text
     from lessen.models import open_checkpoint
 
     found = material(arguments["smoke"])
     source = open_checkpoint(found.model(arguments["variant"]))
-    methods = recipe.from_json([arguments["method"]])
+    methods = dial.default(source)[0] if arguments["method"] == "default" else recipe.from_json([arguments["method"]])
     windows = found.windows("calibration", "heldout")
     journal = journal_at(Path(arguments["work"]), source, methods, {})
     plan = decide(source, methods, Text(windows["calibration"], windows["heldout"]), journal)
     return plan.result, plan.records
 
 
-TASKS: dict[str, Callable[[Row], Row]] = {task.__name__: task for task in (quantize, score, score_directory, score_file, proof)}
+TASKS: dict[str, Callable[[Row], Row]] = {task.__name__: task for task in (quantize, score, score_directory, score_file, proof, gguf, llama_cpp)}
 
 
 def main() -> None:
