@@ -65,4 +65,5 @@ def some_keeps(units: list[Unit], seed: int = 0, uniform: bool = False) -> list[
 
 
 def drop(units: list[Unit], *blocks: int) -> list[Drop]:
-    return [Drop(unit) for unit in units if unit.kind == "layer" and unit.block in blocks]
+    """Drop these blocks, the last one first."""
+    return [Drop(unit) for unit in reversed(units) if unit.kind == "layer" and unit.block in blocks]

@@ -201,6 +201,21 @@ def test_keeping_everything_is_the_identity(family: str) -> None:
     assert model.config.to_dict() == config  # pyright: ignore
 
 
+def test_drops_of_two_passes_follow_the_numbers_that_the_first_left() -> None:
+    model = decoder("llama", num_hidden_layers=6)
+    layers = list(model.model.layers)  # pyright: ignore
+    found = units(InMemory(model))
+    first = drop(found, 1, 3)  # leaves 0, 2, 4, 5
+    again = units(Edited(InMemory(model), first))
+    keep = next(k for k in some_keeps(again) if k.unit.name == "model.layers.3.mlp")  # block 5 at first
+    edits: list[Edit] = [*first, keep, *drop(again, 1, 2)]
+    sliced, masked = apply(copy.deepcopy(model), edits), apply(copy.deepcopy(model), edits, mode="mask")
+    torch.testing.assert_close(logits(sliced), logits(masked), rtol=0.0, atol=ROUNDING)
+    apply(model, [edit for edit in edits if edit is not keep])
+    assert list(model.model.layers) == [layers[0], layers[5]]  # pyright: ignore
+    assert [layer.self_attn.layer_idx for layer in model.model.layers] == [0, 1]  # pyright: ignore
+
+
 def test_tied_weights_stay_tied_and_dtypes_stay() -> None:
     model = decoder("llama", torch.bfloat16)
     table = model.get_parameter("model.embed_tokens.weight")

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from lessen.core.config import bias_groups, config_changes, unit_sizes
 from lessen.core.edit import Drop, Edit, Factor, Keep, Quantize, Replace
-from lessen.core.trace import Shape, Traced, kept, spoken_of, trace
+from lessen.core.trace import Shape, Traced, kept, renumbered, spoken_of, trace
 from lessen.errors import LessenError
 
 _ALSO_CALLED = {
@@ -40,8 +40,10 @@ def edited(name: str, tensor: Tensor, edits: Sequence[Edit]) -> Tensor | None:
     """
     for edit in edits:
         if isinstance(edit, Drop):
-            if name.startswith(f"{edit.unit.name}."):
+            after = renumbered(name, edit)
+            if after is None:
                 return None
+            name = after
         elif (spoken := spoken_of(name, edit)) is not None:
             tensor = carry_out(tensor, ((spoken, edit),))
     return tensor

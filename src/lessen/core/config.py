@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lessen.core.edit import Drop, Edit, Keep
-from lessen.core.trace import Traced, in_block, renumbering
+from lessen.core.trace import Traced, in_block, renumbered
 
 _ATTENTION = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj")
 _MLP = ("mlp.gate_proj", "mlp.up_proj", "mlp.down_proj")
@@ -52,16 +52,10 @@ def config_changes(config: Mapping[str, Any], edits: Sequence[Edit], traced: Map
 def unit_sizes(edits: Sequence[Edit]) -> dict[str, dict[str, int]]:
     """Configuration field -> unit (by its final name) -> size after the edits; dropped units are missing."""
     sizes: dict[str, dict[str, int]] = {}
-    run: list[Drop] = []
-    for edit in [*edits, None]:
+    for edit in edits:
         if isinstance(edit, Drop):
-            run.append(edit)
-            continue
-        if run:
-            rename = renumbering(run)
             for name, by_unit in sizes.items():
-                sizes[name] = {new: value for unit, value in by_unit.items() if (new := rename(unit)) is not None}
-            run = []
+                sizes[name] = {new: value for unit, value in by_unit.items() if (new := renumbered(unit, edit)) is not None}
         if isinstance(edit, Keep):
             for name, factor in edit.unit.sizes.items():
                 sizes.setdefault(name, {})[edit.unit.name] = factor * len(edit.indices)
@@ -81,13 +75,9 @@ def _depth_changes(config: Mapping[str, Any], edits: Sequence[Edit]) -> dict[str
         return {}
     depth = config[field]
     stay = list(range(depth))
-    run: list[int] = []
-    for edit in [*edits, None]:
+    for edit in edits:
         if isinstance(edit, Drop):
-            run.append(int(edit.unit.name.rpartition(".")[2]))
-        elif run:
-            stay = [number for place, number in enumerate(stay) if place not in run]
-            run = []
+            del stay[int(edit.unit.name.rpartition(".")[2])]
     lists = {k: v for k, v in config.items() if "layer" in k and isinstance(v, list | tuple) and len(v) == depth}
     changes: dict[str, Any] = {field: len(stay)}
     return changes | {k: [v[number] for number in stay] for k, v in lists.items()}

@@ -4,14 +4,14 @@ The rules of a list of edits:
 
     order       edits act one after the other; each speaks of the tensors as the earlier ones left them, so "prune, then quantize" is a
                 longer list and the codes of a quantized tensor have its pruned shape
-    drops       consecutive `Drop`s speak of one numbering and act at once; blocks after them move up, and later edits use their new numbers
+    drops       blocks after a dropped one move up, and later edits use their new numbers: who drops several drops the last one first
     fused       slices of one unit along one axis of one tensor act at once; indices outside all of them stay
     biases      only a bias beside an existing weight may be new; a cut through a weight's outputs goes through its bias too
     ties        an alias means the tensor that it shares
 """
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -65,23 +65,23 @@ def trace(
     """
     current = {name: Traced(name, shape, shape) for name, shape in shapes.items()}
     aliases = dict(tied or {})
-    for group in _drops_together(edits):
-        if isinstance(group, list):
-            _check_drops(current, group)
-            rename = renumbering(group)
-            current = {new: traced for name, traced in current.items() if (new := rename(name)) is not None}
-            aliases = {a: b for k, v in aliases.items() if (a := rename(k)) is not None and (b := rename(v)) is not None}
+    for edit in edits:
+        if isinstance(edit, Drop):
+            _check_drop(current, edit)
+            current = {new: traced for name, traced in current.items() if (new := renumbered(name, edit)) is not None}
+            moved = {renumbered(alias, edit): renumbered(name, edit) for alias, name in aliases.items()}
+            aliases = {alias: name for alias, name in moved.items() if alias is not None and name is not None}
             continue
-        for name in touched(group):
+        for name in touched(edit):
             if aliases.get(name, name) not in current:
-                current = _with_biases(current, name, group, together)
-        beside = [f"{name.removesuffix('.weight')}.bias" for name in touched(group)]
-        for name in dict.fromkeys([*touched(group), *beside]):
-            if (name in current or name in aliases) and (spoken := spoken_of(name, group)) is not None:
+                current = _with_biases(current, name, edit, together)
+        beside = [f"{name.removesuffix('.weight')}.bias" for name in touched(edit)]
+        for name in dict.fromkeys([*touched(edit), *beside]):
+            if (name in current or name in aliases) and (spoken := spoken_of(name, edit)) is not None:
                 stored = aliases.get(name, name)
                 before = current[stored]
-                after = _shape_after(spoken, before.after, group)
-                current[stored] = replace(before, after=after, steps=(*before.steps, (spoken, group)))
+                after = _shape_after(spoken, before.after, edit)
+                current[stored] = replace(before, after=after, steps=(*before.steps, (spoken, edit)))
     return current
 
 
@@ -123,65 +123,43 @@ def kept(edit: Keep, name: str, shape: Shape) -> dict[int, Tensor]:
     return {axis: mask.nonzero()[:, 0] for axis, mask in stay.items()}
 
 
-def renumbering(drops: Sequence[Drop]) -> Callable[[str], str | None]:
-    """The name of a tensor or module after blocks were dropped, None if it went with them.
+def renumbered(name: str, drop: Drop) -> str | None:
+    """The name of a tensor or module after a block was dropped, None if it went with it.
 
     >>> from lessen.core.unit import Unit
-    >>> rename = renumbering([Drop(Unit("layers.1", "layer", 1, ()))])
-    >>> rename("layers.2.w"), rename("layers.1.w"), rename("norm.w")
+    >>> drop = Drop(Unit("layers.1", "layer", 1, ()))
+    >>> renumbered("layers.2.w", drop), renumbered("layers.1.w", drop), renumbered("norm.w", drop)
     ('layers.1.w', None, 'norm.w')
     """
-    gone: dict[str, set[int]] = {}
-    for drop in drops:
-        prefix, _, number = drop.unit.name.rpartition(".")
-        gone.setdefault(prefix, set()).add(int(number))
-
-    def rename(name: str) -> str | None:
-        for prefix, numbers in gone.items():
-            if name.startswith(f"{prefix}."):
-                number, dot, rest = name[len(prefix) + 1 :].partition(".")
-                if int(number) in numbers:
-                    return None
-                return f"{prefix}.{int(number) - sum(n < int(number) for n in numbers)}{dot}{rest}"
+    prefix, _, gone = drop.unit.name.rpartition(".")
+    if not name.startswith(f"{prefix}."):
         return name
-
-    return rename
+    number, dot, rest = name[len(prefix) + 1 :].partition(".")
+    if not number.isdigit() or int(number) < int(gone):
+        return name
+    return None if number == gone else f"{prefix}.{int(number) - 1}{dot}{rest}"
 
 
 def final_name(name: str, edits: Sequence[Edit]) -> str | None:
     """What a tensor, or a module, is called after the edits; None if it is dropped."""
-    for group in _drops_together(edits):
-        if isinstance(group, list) and name is not None:
-            name = renumbering(group)(name)  # pyright: ignore[reportAssignmentType]
+    for edit in edits:
+        if isinstance(edit, Drop):
+            after = renumbered(name, edit)
+            if after is None:
+                return None
+            name = after
     return name
 
 
-def _check_drops(names: Iterable[str], drops: Sequence[Drop]) -> None:
-    """Raise unless each drop names a block and one block is left."""
-    gone: dict[str, set[str]] = {}
-    for drop in drops:
-        prefix, _, number = drop.unit.name.rpartition(".")
-        if not number.isdigit() or not any(n.startswith(f"{drop.unit.name}.") for n in names):
-            remedy = "see `lessen inspect --units`"
-            raise LessenError(drop.unit.name, got="a request to drop it", wanted="a block of the model", remedy=remedy)
-        gone.setdefault(prefix, set()).add(number)
-    for prefix, numbers in gone.items():
-        if {n[len(prefix) + 1 :].split(".")[0] for n in names if n.startswith(f"{prefix}.")} <= numbers:
-            raise LessenError(prefix, got=f"a request to drop all {len(numbers)} blocks", wanted="one block at least to stay")
-
-
-def _drops_together(edits: Sequence[Edit]) -> Iterator[Keep | Quantize | Replace | Factor | list[Drop]]:
-    run: list[Drop] = []
-    for edit in edits:
-        if isinstance(edit, Drop):
-            run.append(edit)
-            continue
-        if run:
-            yield run
-            run = []
-        yield edit
-    if run:
-        yield run
+def _check_drop(names: Iterable[str], drop: Drop) -> None:
+    """Raise unless the drop names a block and another one is left."""
+    prefix, _, gone = drop.unit.name.rpartition(".")
+    there = {name[len(prefix) + 1 :].split(".")[0] for name in names if name.startswith(f"{prefix}.")}
+    if not gone.isdigit() or gone not in there:
+        got, remedy = f"a request to drop it from {len(there)} blocks", "drop the last block first: the ones after a dropped one move up"
+        raise LessenError(drop.unit.name, got=got, wanted="a block of the model", remedy=remedy)
+    if there == {gone}:
+        raise LessenError(drop.unit.name, got="a request to drop the only block that is left", wanted="one block at least to stay")
 
 
 def _with_biases(current: dict[str, Traced], name: str, edit: Edit, together: Sequence[tuple[str, ...]]) -> dict[str, Traced]:

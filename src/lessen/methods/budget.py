@@ -93,6 +93,7 @@ def keep(scores: Sequence[Tensor], ratio: float, multiple: int = 1, least: float
     Returns:
         indices that stay, int64, sorted, one tensor per unit.
 
+    >>> import torch
     >>> keep([torch.tensor([1.0, 9.0, 2.0, 8.0]), torch.tensor([7.0, 6.0, 5.0, 4.0])], ratio=0.25)
     [tensor([1, 3]), tensor([0, 1, 2, 3])]
     """

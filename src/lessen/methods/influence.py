@@ -57,4 +57,6 @@ class BlockInfluence:
     def decide(self, views: Sequence[View], stats: Sequence[Stats]) -> list[Edit]:
         scores = torch.cat([self.score(view, stat) for view, stat in zip(views, stats, strict=True)])
         stay = set(keep([scores], self.ratio)[0].tolist())
-        return [Drop(view.unit) for place, view in enumerate(views) if place not in stay]
+        # The last one first: dropping a block renumbers only those after it.
+        gone = [view.unit for place, view in enumerate(views) if place not in stay]
+        return [Drop(unit) for unit in reversed(gone)]
