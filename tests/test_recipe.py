@@ -1,4 +1,5 @@
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -8,7 +9,7 @@ from lessen.errors import UsageError
 from lessen.methods import METHODS
 from lessen.recipe import Dial, Recipe
 
-NAMES = {cls.__name__: cls for cls in METHODS}
+NAMES: dict[str, Any] = {cls.__name__: cls for cls in METHODS}
 TEXT = """\
 # a comment with name = "x"
 tokens = 4096

@@ -1,0 +1,42 @@
+"""The examples run, on a model small enough for a test."""
+
+import runpy
+from pathlib import Path
+
+import pytest
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+
+
+def example(name: str):
+    return runpy.run_path(str(EXAMPLES / name))["main"]
+
+
+def test_every_example_has_a_test():
+    tests = Path(__file__).read_text()
+    assert all(f'"{path.name}"' in tests for path in EXAMPLES.glob("*.py"))
+
+
+@pytest.mark.runtime
+def test_compressing_from_python(tiny_model: Path, tiny_texts: tuple[Path, Path], tmp_path: Path, capsys):
+    calibration, held = tiny_texts
+    options = {"calibration": calibration, "tokens": 512, "evaluation": [held], "exports": ()}
+    example("compress_from_python.py")(str(tiny_model), str(tmp_path / "out"), **options)
+    said = capsys.readouterr().out
+    assert "bits per weight" in said
+    assert "LlamaForCausalLM with" in said
+    assert (tmp_path / "out" / "report.html").is_file()
+
+
+def test_a_method_of_ones_own(tiny_model: Path, tiny_texts: tuple[Path, Path], capsys):
+    example("own_method.py")(str(tiny_model), calibration=tiny_texts[0], tokens=512)
+    said = capsys.readouterr().out
+    assert "Clipped was the better one for" in said
+
+
+@pytest.mark.runtime
+def test_pruning_then_quantizing(tiny_model: Path, tiny_texts: tuple[Path, Path], tmp_path: Path, capsys):
+    options = {"calibration": tiny_texts[0], "tokens": 512, "evaluate": False, "exports": ()}
+    example("prune_then_quantize.py")(str(tiny_model), str(tmp_path / "out"), **options)
+    before, after = capsys.readouterr().out.splitlines()[-1].replace(",", "").replace(" parameters became ", " ").split()[:2]
+    assert int(after) < int(before)
