@@ -13,7 +13,7 @@ from lessen.models.stream import Stream
 
 transformers = pytest.importorskip("transformers")
 
-from tests.models_fixture import FAMILIES, logits, save, tiny, tokens
+from tests.models_fixture import FAMILIES, logits, save, tiny, tokens  # noqa: E402
 
 FACTORY = """
 from tests.models_fixture import tiny

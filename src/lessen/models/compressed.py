@@ -18,9 +18,10 @@ from torch import Tensor, nn
 
 from lessen.core.edit import Quantize
 from lessen.errors import LessenError
-from lessen.formats import spec
 from lessen.formats.affine import Codes, Int
 from lessen.formats.granularity import PerTensor
+from lessen.formats.pack import unpack_words
+from lessen.formats.spec import int_from_json
 from lessen.models.huggingface import HuggingFace, add_generation_config
 from lessen.models.skeleton import skeleton
 from lessen.models.tensors import read_json
@@ -36,12 +37,9 @@ class Compressed(HuggingFace):
     """
 
     def __init__(self, folder: Path):
-        described = read_json(folder / "lessen.json").get("formats") or {}
-        try:
-            self._formats = {name: spec.int_from_json(data) for name, data in described.items()}
-        except (KeyError, TypeError, ValueError) as error:
-            got = f"an unreadable format ({error})"
-            raise LessenError(str(folder / "lessen.json"), got=got, wanted="formats as lessen writes them", remedy=_AGAIN) from None
+        where = folder / "lessen.json"
+        described = read_json(where).get("formats") or {}
+        self._formats = {name: int_from_json(data, f"{where}: {name}") for name, data in described.items()}
         super().__init__(folder)
 
     def quantized(self, name: str) -> Quantize | None:
@@ -88,7 +86,7 @@ class Compressed(HuggingFace):
         scale = self._beside(f"{key}_scale", (shape[0], groups))
         packed = f"{key}_packed"
         unsigned = (
-            unpacked(self._beside(packed, (shape[0], _words(shape[1], format.bits))), format.bits, shape[1])
+            unpack_words(self._beside(packed, (shape[0], _words(shape[1], format.bits))), format.bits, shape[1])
             if packed in self._files
             else self._offset(self._files.read(key), format.bits)
         )
@@ -103,7 +101,7 @@ class Compressed(HuggingFace):
         name = f"{key}_zero_point"
         if f"{key}_packed" in self._files:
             words = self._beside(name, (_words(shape[0], format.bits), shape[1]))
-            return unpacked(words.T.contiguous(), format.bits, shape[0]).T.contiguous()
+            return unpack_words(words.T.contiguous(), format.bits, shape[0]).T.contiguous()
         return self._offset(self._beside(name, shape), format.bits)
 
     def _offset(self, signed: Tensor, bits: int) -> Tensor:
@@ -120,29 +118,6 @@ class Compressed(HuggingFace):
 
 
 _AGAIN = "write the directory again, or copy all of it"
-
-
-def unpacked(words: Tensor, bits: int, columns: int) -> Tensor:
-    """Unsigned codes from dense bit strings.
-
-    Code i of a row occupies the bits i * bits to (i + 1) * bits - 1 of the row, lowest first.
-
-    Args:
-        words: int32 "row word".
-        bits: width of a code, at most 8.
-        columns: codes in a row.
-
-    Returns:
-        uint8 "row code".
-
-    >>> unpacked(torch.tensor([[0x321]], dtype=torch.int32), 4, 3).tolist()
-    [[1, 2, 3]]
-    """
-    octets = torch.nn.functional.pad(words.contiguous().view(torch.uint8), (0, 1)).to(torch.int32)
-    first = torch.arange(columns) * bits
-    octet, shift = first // 8, first % 8
-    pairs = octets[:, octet] | (octets[:, octet + 1] << 8)
-    return (pairs >> shift & (1 << bits) - 1).to(torch.uint8)
 
 
 def _words(columns: int, bits: int) -> int:

@@ -8,6 +8,7 @@ configuration lies in the file's metadata. Format: https://github.com/ggml-org/g
 
 import json
 import os
+import re
 import shutil
 import tempfile
 from dataclasses import dataclass
@@ -49,13 +50,12 @@ class GGUF:
         self.label = str(path)
         self.path = path
         metadata, self._tensors, self._header_size = _parse(path)
-        self.config = build_config(metadata, {name: item.shape for name, item in self._tensors.items()}, self._numbers, self.label)
-        self._heads = (self.config["num_attention_heads"], self.config["num_key_value_heads"])
+        self.config, uniform = build_config(metadata, {name: item.shape for name, item in self._tensors.items()}, self._numbers, self.label)
         self._permuted = metadata["general.architecture"] == "llama"
         self.size_bytes = sum(item.size for item in self._tensors.values())
         self._names: dict[str, str] = {}
         self.tied: dict[str, str] = {}
-        self._match(metadata["general.architecture"])
+        self._match(metadata["general.architecture"], uniform)
         self.names = list(self._names)
 
     def shape(self, name: str) -> tuple[int, ...]:
@@ -64,17 +64,15 @@ class GGUF:
     def read(self, name: str) -> Tensor:
         name = self.tied.get(name, name)
         tensor = checked(self._numbers(self._key(name)), f"{self.label}: {name}")
-        if self._permuted and ".self_attn.q_proj." in name:
-            return _unpermuted(tensor, self._heads[0])
-        if self._permuted and ".self_attn.k_proj." in name:
-            return _unpermuted(tensor, self._heads[1])
+        if self._permuted and re.search(r"\.self_attn\.[qk]_proj\.", name):
+            return _unpermuted(tensor, self.config["head_dim"])
         return tensor
 
     def quantized(self, name: str) -> Quantize | None:
         return None
 
     def skeleton(self) -> nn.Module:
-        return skeleton(self.config, self.label)
+        return skeleton(self.config, self.label, {name: self._tensors[key].shape for name, key in self._names.items()})
 
     def tokenizer(self) -> Any:
         return load_tokenizer(self._tokenizer_folder(), self.label)
@@ -117,15 +115,14 @@ class GGUF:
             raise LessenError(f"{self.label}: {key}", got=f"type {item.kind.name}", wanted="a readable type", remedy=remedy) from None
         return torch.from_numpy(np.array(values, dtype=np.float32)).reshape(item.shape)
 
-    def _match(self, arch: str) -> None:
+    def _match(self, arch: str, uniform: bool) -> None:
         """Find each tensor of the module in the file."""
         from gguf import MODEL_ARCH_NAMES, get_tensor_name_map
 
         kind = next(kind for kind, name in MODEL_ARCH_NAMES.items() if name == arch)
         table = get_tensor_name_map(kind, self.config["num_hidden_layers"])
-        parameters = dict(self.skeleton().named_parameters(remove_duplicate=False))
         seen: dict[int, str] = {}
-        for name, parameter in parameters.items():
+        for name, parameter in skeleton(self.config, self.label).named_parameters(remove_duplicate=False):
             if id(parameter) in seen:
                 self.tied[name] = seen[id(parameter)]
                 continue
@@ -133,9 +130,10 @@ class GGUF:
             key = table.get_name(name, try_suffixes=(".weight", ".bias"))
             if key not in self._tensors:
                 raise LessenError(self.label, got=f"no tensor {key} ({name})", wanted=f"every tensor of {arch}", remedy=_AGAIN)
-            if self._tensors[key].shape != tuple(parameter.shape):
-                got = f"shape {self._tensors[key].shape}"
-                raise LessenError(f"{self.label}: {key}", got=got, wanted=f"{tuple(parameter.shape)} by its metadata", remedy=_AGAIN)
+            shape, wanted = self._tensors[key].shape, tuple(parameter.shape)
+            if shape != wanted and (uniform or len(shape) != len(wanted)):
+                got = f"shape {shape}"
+                raise LessenError(f"{self.label}: {key}", got=got, wanted=f"{wanted} by its metadata", remedy=_AGAIN)
             self._names[name] = key
         extra = sorted(self._tensors.keys() - self._names.values() - {"rope_freqs.weight"})
         if extra:
@@ -174,8 +172,8 @@ class GGUF:
 _AGAIN = "copy or download the file again"
 
 
-def _unpermuted(tensor: Tensor, heads: int) -> Tensor:
-    rows = tensor.reshape(heads, tensor.shape[0] // heads // 2, 2, *tensor.shape[1:])
+def _unpermuted(tensor: Tensor, head_dim: int) -> Tensor:
+    rows = tensor.reshape(-1, head_dim // 2, 2, *tensor.shape[1:])
     return rows.transpose(1, 2).reshape(tensor.shape)
 
 

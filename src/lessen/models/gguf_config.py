@@ -15,13 +15,16 @@ _FIELDS = {
     "feed_forward_length": "intermediate_size",
     "block_count": "num_hidden_layers",
     "attention.head_count": "num_attention_heads",
+    "attention.head_count_kv": "num_key_value_heads",
     "context_length": "max_position_embeddings",
     "attention.layer_norm_rms_epsilon": "rms_norm_eps",
 }
 
 
-def build_config(metadata: Metadata, shapes: Mapping[str, tuple[int, ...]], numbers: Callable[[str], Tensor], where: str) -> dict[str, Any]:
-    """`config.json` of the model in a GGUF file.
+def build_config(
+    metadata: Metadata, shapes: Mapping[str, tuple[int, ...]], numbers: Callable[[str], Tensor], where: str
+) -> tuple[dict[str, Any], bool]:
+    """`config.json` of the model in a GGUF file, and whether all its blocks have the same widths.
 
     Args:
         metadata: key -> value, as in the file.
@@ -40,15 +43,18 @@ def build_config(metadata: Metadata, shapes: Mapping[str, tuple[int, ...]], numb
             where, got="no tensor token_embd.weight", wanted=f"every tensor of {arch}", remedy="copy or download the file again"
         )
     config: dict[str, Any] = {"architectures": [ARCHITECTURES[arch]], "model_type": arch, "dtype": "float32"}
+    uniform = True
     for key, name in _FIELDS.items():
-        value = metadata.get(f"{arch}.{key}")
-        if not isinstance(value, int | float):
-            raise LessenError(where, got=f"{arch}.{key} = {value!r}", wanted="one number", remedy="this variant is not supported")
+        value = metadata.get(f"{arch}.{key}", config.get("num_attention_heads") if name == "num_key_value_heads" else None)
+        if isinstance(value, list) and value:
+            uniform = uniform and len(set(value)) == 1
+            value = max(value)
+        if not isinstance(value, int | float) or value <= 0:
+            remedy = "this variant is not supported; give the Hugging Face directory"
+            raise LessenError(where, got=f"{arch}.{key} = {value!r}", wanted="a positive number", remedy=remedy)
         config[name] = value
-    heads = config["num_attention_heads"]
-    head_dim = metadata.get(f"{arch}.attention.key_length") or config["hidden_size"] // heads
+    head_dim = metadata.get(f"{arch}.attention.key_length") or config["hidden_size"] // config["num_attention_heads"]
     config |= {
-        "num_key_value_heads": metadata.get(f"{arch}.attention.head_count_kv", heads),
         "head_dim": head_dim,
         "hidden_act": "silu",
         "vocab_size": shapes["token_embd.weight"][0],
@@ -62,7 +68,7 @@ def build_config(metadata: Metadata, shapes: Mapping[str, tuple[int, ...]], numb
     for name in ("bos", "eos", "padding"):
         if (token := metadata.get(f"tokenizer.ggml.{name}_token_id")) is not None:
             config[f"{name.replace('padding', 'pad')}_token_id"] = token
-    return config
+    return config, uniform
 
 
 def _rope(metadata: Metadata, arch: str, head_dim: int, numbers: Callable[[str], Tensor] | None, where: str) -> dict[str, Any]:
@@ -85,12 +91,13 @@ def _llama3(theta: float, head_dim: int, divisors: Tensor, where: str) -> dict[s
 
     Wavelengths up to 1/4 of the original context are kept, beyond the whole of it divided by `factor`, blended between.
     """
-    factor, low, high, context = round(float(divisors.max()), 3), 1.0, 4.0, 8192
+    factor, low, high = round(float(divisors.max()), 3), 1.0, 4.0
     wavelength = 2 * torch.pi * theta ** (torch.arange(0, head_dim, 2, dtype=torch.float64) / head_dim)
-    share = ((context / wavelength - low) / (high - low)).clamp(0, 1)
-    wanted = 1 / ((1 - share) / factor + share)
-    # llama.cpp stores the divisors in float32
-    if divisors.shape != wanted.shape or not torch.allclose(divisors.double(), wanted, rtol=1e-5):
-        raise LessenError(where, got="unknown rope frequency factors", wanted="those of Llama 3", remedy="give the Hugging Face directory")
-    known = {"factor": factor, "low_freq_factor": low, "high_freq_factor": high, "original_max_position_embeddings": context}
-    return {"rope_type": "llama3", "rope_theta": theta, **known}
+    for context in (8192, 1024, 2048, 4096, 16384, 32768, 65536, 131072):
+        share = ((context / wavelength - low) / (high - low)).clamp(0, 1)
+        wanted = 1 / ((1 - share) / factor + share)
+        # llama.cpp stores the divisors in float32
+        if divisors.shape == wanted.shape and torch.allclose(divisors.double(), wanted, rtol=1e-5):
+            known = {"factor": factor, "low_freq_factor": low, "high_freq_factor": high, "original_max_position_embeddings": context}
+            return {"rope_type": "llama3", "rope_theta": theta, **known}
+    raise LessenError(where, got="unknown rope frequency factors", wanted="those of Llama 3", remedy="give the Hugging Face directory")
