@@ -18,13 +18,14 @@ VARIANT = "rescaled"
 
 def rows(session: Session) -> Iterator[Row | None]:
     with tempfile.TemporaryDirectory() as folder:
-        ours = Path(folder) / "ours.gguf"
+        ours = Path(folder) / "gguf" / "model.gguf"
 
         def made() -> Row:
             """Cost of our file; made again if a resumed run needs it for a peer's row."""
-            arguments = {"smoke": session.smoke, "variant": VARIANT, "method": "default", "work": f"{folder}/work", "out": str(ours)}
-            cost = worker("gguf", arguments, inline=session.smoke, threads=session.threads)
-            return cost.pop("answer") | cost
+            arguments = {"smoke": session.smoke, "variant": VARIANT, "method": "default", "work": f"{folder}/work"}
+            arguments |= {"out": folder, "formats": ["gguf"]}
+            cost = worker("export", arguments, inline=session.smoke, threads=session.threads)
+            return {"codes_equal": cost.pop("answer")["exports"][0]["codes_equal"]} | cost
 
         def compute(name: str) -> Row:
             cost = made() if not ours.exists() else {}

@@ -13,7 +13,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -22,6 +22,7 @@ from typing import Any
 Row = dict[str, Any]
 PACKAGES = ("lessen", "torch", "numpy", "transformers", "gguf", "xllamacpp", "onnxruntime", "onnxruntime-genai", "compressed-tensors")
 ROOT = Path(__file__).resolve().parent.parent
+LAUNCHER = Path(__file__).resolve().with_name("launcher.py")
 
 
 @dataclass(frozen=True)
@@ -93,41 +94,17 @@ class Session:
         return self.kept[key]
 
 
-def measured(command: Sequence[str], *, threads: int = 1, timeout: float | None = None, env: Mapping[str, str] | None = None) -> Row:
-    """Run a command and say what it cost: cpu_seconds (user and system), peak_mb (resident), seconds (wall), exit code, end of stderr.
-
-    The kernel counts for the child alone (wait4), so neither this process nor earlier children are in the figures.
-    """
+def measured(command: Sequence[str], *, threads: int = 1, timeout: float | None = None) -> Row:
+    """Run a command and say what it cost: cpu_seconds (user and system), peak_mb (resident), seconds (wall), exit code, end of stderr."""
     limits = {k: str(threads) for k in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")}
-    environment = os.environ | limits | {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"} | dict(env or {})
-    with tempfile.TemporaryFile("w+") as errors, tempfile.TemporaryFile("w+") as output:
-        start = time.perf_counter()
-        process = subprocess.Popen(command, stdout=output, stderr=errors, cwd=ROOT, env=environment)
-        usage, code = _wait(process, None if timeout is None else start + timeout)
-        seconds = time.perf_counter() - start
-        errors.seek(0)
-        output.seek(0)
-        return {
-            "code": code,
-            "cpu_seconds": round(usage.ru_utime + usage.ru_stime, 2),
-            "peak_mb": round(usage.ru_maxrss / 1024, 1),
-            "seconds": round(seconds, 2),
-            "stdout": output.read(),
-            "stderr": errors.read()[-4000:],
-        }
-
-
-def _wait(process: subprocess.Popen[bytes], deadline: float | None) -> tuple[Any, int]:
-    """Resource usage and exit code of a child; killed at the deadline."""
-    while True:
-        pid, status, usage = os.wait4(process.pid, 0 if deadline is None else os.WNOHANG)
-        if pid:
-            process.returncode = os.waitstatus_to_exitcode(status)  # Popen must not wait for it again
-            return usage, process.returncode
-        if deadline is not None and time.perf_counter() > deadline:
-            process.kill()
-            deadline = None
-        time.sleep(0.05)
+    environment = os.environ | limits | {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+    with tempfile.TemporaryDirectory() as folder:
+        paths = {name: Path(folder) / name for name in ("stdout", "stderr", "cost")}
+        launcher = [sys.executable, "-I", "-S", str(LAUNCHER), str(paths["cost"]), str(timeout or "")]
+        with paths["stdout"].open("w") as output, paths["stderr"].open("w") as errors:
+            subprocess.run([*launcher, *command], stdout=output, stderr=errors, cwd=ROOT, env=environment, check=True)
+        cost = json.loads(paths["cost"].read_text())
+        return cost | {"stdout": paths["stdout"].read_text(), "stderr": paths["stderr"].read_text()[-4000:]}
 
 
 def worker(task: str, arguments: Row, *, inline: bool = False, **options: Any) -> Row:

@@ -12,6 +12,33 @@ from typing import Any
 Row = dict[str, Any]
 
 
+def make(arguments: Row) -> Row:
+    """Write a random model: {path, sizes}."""
+    from benchmarks import tiny
+
+    tiny.directory(Path(arguments["path"]), **arguments["sizes"])
+    return {}
+
+
+def imports(_: Row) -> Row:
+    """What `compress` needs before it does anything: its peak is the floor of every other."""
+    import transformers  # noqa: F401
+
+    import lessen
+
+    lessen.compress  # noqa: B018
+    return {}
+
+
+def compress(arguments: Row) -> Row:
+    """The whole job without its measurements: {path, out, tokens, exports}."""
+    import lessen
+
+    exports = tuple(arguments["exports"])
+    run = lessen.compress(arguments["path"], arguments["out"], exports=exports, evaluate=False, tokens=arguments["tokens"])
+    return {"sizes": run.sizes}
+
+
 def quantize(arguments: Row) -> Row:
     """Decide for a float variant: {smoke, variant, method, work}; method "default" is lessen's recipe. The edits stay in `work`."""
     result, records = _planned(arguments)
@@ -68,13 +95,17 @@ def proof(arguments: Row) -> Row:
     return row | scoring.noise(arguments["variant"], found) | {f"{name}_ppl": figures[name]["ppl"] for name in figures}
 
 
-def gguf(arguments: Row) -> Row:
-    """Decide a recipe and write its GGUF file: {smoke, variant, method, work, out}."""
+def export(arguments: Row) -> Row:
+    """Decide a recipe and write exports: {smoke, variant, method, work, out, formats}."""
     from lessen.export import export
 
     result, _ = _planned(arguments)
-    written = export(result, arguments["out"], "gguf")
-    return {key: written[key] for key in ("codes_equal", "size_bytes")}
+    rows = []
+    for name in arguments["formats"]:
+        path = Path(arguments["out"]) / PLACES[name]
+        path.parent.mkdir(parents=True, exist_ok=True)
+        rows.append(export(result, path, name))
+    return {"exports": [{key: row[key] for key in ("format", "codes_equal", "size_bytes")} for row in rows]}
 
 
 def llama_cpp(arguments: Row) -> Row:
@@ -110,7 +141,10 @@ def _planned(arguments: Row) -> Any:
     return plan.result, plan.records
 
 
-TASKS: dict[str, Callable[[Row], Row]] = {task.__name__: task for task in (quantize, score, score_directory, score_file, proof, gguf, llama_cpp)}
+PLACES = {"gguf": "gguf/model.gguf", "onnx": "onnx"}
+TASKS: dict[str, Callable[[Row], Row]] = {
+    task.__name__: task for task in (make, imports, compress, quantize, score, score_directory, score_file, proof, export, llama_cpp)
+}
 
 
 def main() -> None:

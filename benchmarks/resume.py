@@ -1,0 +1,100 @@
+"""A run that is killed at three random places and resumed each time gives the bits of an undisturbed run.
+
+The run is the command line in a process of its own; SIGKILL gives it no chance to tidy up. It is killed when a random number of steps
+(decoder blocks) are on disk, plus a random part of the time that a step takes, so that it dies in the middle of work and of writing.
+After each kill the steps that were finished must still be there: at most one block of work is lost.
+"""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from hashlib import sha256
+from pathlib import Path
+
+from benchmarks import tiny
+from benchmarks.harness import ROOT, Goal, Row, Session, at_least, at_most
+from benchmarks.material import material
+
+KILLS = 3
+SEED = 0
+
+
+def rows(session: Session) -> Iterator[Row | None]:
+    with tempfile.TemporaryDirectory() as folder:
+        if session.smoke:
+            model, tokens, kills = tiny.directory(Path(folder) / "model", num_hidden_layers=4), 1024, 1
+        else:
+            model, tokens, kills = material().model("rescaled"), 4096, KILLS
+        straight = session.row("undisturbed", lambda: _undisturbed(model, Path(folder), tokens, session.threads))
+        yield straight
+        if straight is not None:
+            yield session.row("killed", lambda: _killed(model, Path(folder), tokens, session.threads, kills, straight))
+
+
+def _undisturbed(model: Path, folder: Path, tokens: int, threads: int) -> Row:
+    out = folder / "straight"
+    start = time.perf_counter()
+    process = _start(model, out, tokens, threads)
+    steps = 0
+    while process.poll() is None:
+        steps = max(steps, _steps(out))
+        time.sleep(0.05)
+    if process.returncode:
+        raise RuntimeError(f"lessen compress: exit code {process.returncode}")
+    return {"steps": steps, "seconds": round(time.perf_counter() - start, 2), "sha256": _hashes(out)}
+
+
+def _killed(model: Path, folder: Path, tokens: int, threads: int, kills: int, straight: Row) -> Row:
+    out, random_ = folder / "killed", random.Random(SEED)
+    places = sorted(random_.sample(range(1, straight["steps"]), kills))
+    pause_s = straight["seconds"] / straight["steps"]
+    killed, lost = [], 0
+    for place in places:
+        process = _start(model, out, tokens, threads)
+        while process.poll() is None and _steps(out) < place:
+            time.sleep(0.02)
+        time.sleep(random_.random() * pause_s)
+        before = _steps(out)
+        alive = process.poll() is None
+        os.killpg(process.pid, signal.SIGKILL) if alive else None
+        process.wait()
+        after = _steps(out)
+        lost = max(lost, before - after)
+        killed.append({"at_step": place, "steps_on_disk": after, "was_running": alive})
+    process = _start(model, out, tokens, threads)
+    if process.wait():
+        raise RuntimeError(f"lessen compress, resumed: exit code {process.returncode}")
+    return {"kills": killed, "steps_lost": lost, "sha256": _hashes(out), "equal": _hashes(out) == straight["sha256"]}
+
+
+def _start(model: Path, out: Path, tokens: int, threads: int) -> "subprocess.Popen[bytes]":
+    options = ["--out", str(out), "--tokens", str(tokens), "--threads", str(threads), "--export", "gguf", "--no-eval", "--quiet"]
+    env = os.environ | {"OMP_NUM_THREADS": str(threads), "HF_HUB_OFFLINE": "1"}
+    command = [sys.executable, "-m", "lessen", "compress", str(model), *options]
+    return subprocess.Popen(command, cwd=ROOT, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
+
+
+def _steps(out: Path) -> int:
+    """Finished steps in the run's work directory, which lies beside its output."""
+    return len(list((out.parent / f".{out.name}.lessen-work").glob("pass*-step*.json")))
+
+
+def _hashes(out: Path) -> dict[str, str]:
+    files = sorted(p for p in out.rglob("*") if p.suffix in (".safetensors", ".gguf"))
+    return {str(path.relative_to(out)): sha256(path.read_bytes()).hexdigest() for path in files}
+
+
+def goals(rows: list[Row]) -> list[Goal]:
+    """Equal bits after every kill, and no finished step lost."""
+    killed = next((row for row in rows if row["key"] == "killed"), None)
+    alive = None if killed is None else float(sum(kill["was_running"] for kill in killed["kills"]))
+    return [
+        at_least("killed while running, times", alive, KILLS),
+        at_least("files with the same bits, share", None if killed is None else float(killed["equal"]), 1),
+        at_most("finished blocks lost", None if killed is None else float(killed["steps_lost"]), 0),
+    ]
