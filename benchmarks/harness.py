@@ -38,13 +38,13 @@ class Goal:
 def at_least(name: str, value: float | None, target: float, unit: str = "") -> Goal:
     """A goal met by values of `target` or more; a value of None is one that was not measured."""
     wanted = f">= {target}{unit}"
-    return Goal(name, "not measured", wanted, None) if value is None else Goal(name, round(value, 4), wanted, value >= target)
+    return Goal(name, "not measured", wanted, None) if value is None else Goal(name, float(f"{value:.4g}"), wanted, value >= target)
 
 
 def at_most(name: str, value: float | None, target: float, unit: str = "") -> Goal:
     """A goal met by values of `target` or less."""
     wanted = f"<= {target}{unit}"
-    return Goal(name, "not measured", wanted, None) if value is None else Goal(name, round(value, 4), wanted, value <= target)
+    return Goal(name, "not measured", wanted, None) if value is None else Goal(name, float(f"{value:.4g}"), wanted, value <= target)
 
 
 @dataclass

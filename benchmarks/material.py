@@ -48,7 +48,7 @@ def material(smoke: bool = False) -> Material:
     found = Material(folder, folder / "tokens.safetensors")
     if smoke:
         tiny.directory(folder / "shipped")
-        made = {name: tiny.tokens(2, 48, seed) for seed, name in enumerate(COUNTS)}
+        made = {name: tiny.tokens(max(1, count // 8), 48, seed) for seed, (name, count) in enumerate(COUNTS.items())}
     else:
         _shipped(folder / "shipped")
         made = {} if found.tokens.exists() else _texts(folder / "shipped")
