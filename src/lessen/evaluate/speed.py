@@ -23,13 +23,14 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import median
 from typing import IO, Any
 
 from lessen.core.event import Event, Listener
 from lessen.errors import UsageError, nearest
+from lessen.models.checkpoint import Checkpoint
 
 RUNTIMES = ("torch", "onnxruntime-genai", "llama.cpp")
 
@@ -72,6 +73,7 @@ def measure(
     backends: Sequence[Backend],
     workload: Workload | None = None,
     *,
+    threads: int | None = None,
     repeats: int = 5,
     warmup: int = 1,
     timeout_s: float = 600.0,
@@ -82,6 +84,7 @@ def measure(
     Args:
         backends: what to time.
         workload: prompt, new tokens, batch, threads.
+        threads: shorthand for the threads of the workload.
         repeats: timed runs of each.
         warmup: runs of each that are not counted.
         timeout_s: longest that loading or one run may take; a backend that takes longer is reported as such.
@@ -96,7 +99,8 @@ def measure(
     Raises:
         UsageError: an unknown runtime, or a workload that makes no sense.
     """
-    work = _checked(backends, workload or Workload(), repeats)
+    work = workload or Workload()
+    work = _checked(backends, work if threads is None else replace(work, threads=threads), repeats)
     busy = round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None
     workers = [_Worker(backend, work, timeout_s) for backend in backends]
     try:
@@ -111,6 +115,19 @@ def measure(
             worker.close()
     stated = {"batch": work.batch, "threads": work.threads, "prompt_tokens": work.prompt_tokens, "new_tokens": work.new_tokens}
     return [asdict(worker.backend) | stated | worker.figures() | {"machine_load": busy} for worker in workers]
+
+
+def runtimes(source: Checkpoint, result: Path) -> list[Backend]:
+    """What there is to time in an output directory: the original in torch, and every exported file that a runtime opens.
+
+    Args:
+        source: the original; a model that exists in memory only cannot be opened by another process, and its row will say so.
+        result: the directory, with `onnx/` and `gguf/*.gguf` if they were exported.
+    """
+    found = [Backend("torch", source.label, "source")]
+    if (result / "onnx" / "genai_config.json").is_file():
+        found.append(Backend("onnxruntime-genai", str(result / "onnx"), "onnx"))
+    return found + [Backend("llama.cpp", str(file), "gguf") for file in sorted((result / "gguf").glob("*.gguf"))]
 
 
 def usable_processors() -> int:
@@ -129,7 +146,7 @@ def _checked(backends: Sequence[Backend], work: Workload, repeats: int) -> Workl
     if min(work.prompt_tokens, work.batch, repeats) < 1 or work.new_tokens < 2:
         got = f"{work.prompt_tokens} prompt tokens, {work.new_tokens} new tokens, batch {work.batch}, {repeats} repeats"
         raise UsageError("speed", got=got, wanted="at least 1, 2, 1 and 1")
-    return Workload(work.prompt_tokens, work.new_tokens, work.batch, threads, work.vocab)
+    return replace(work, threads=threads)
 
 
 class _Worker:
