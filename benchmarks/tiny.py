@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-VOCABULARY = 258
+VOCABULARY = 259  # bytes, one merged pair, start and end
 SIZES = {
     "hidden_size": 64,
     "intermediate_size": 96,
@@ -26,7 +26,7 @@ def directory(folder: Path, **sizes: float) -> Path:
     if folder.exists():
         return folder
     aside = folder.with_name(f"{folder.name}.aside")
-    config = LlamaConfig(**{**SIZES, **sizes}, tie_word_embeddings=True, bos_token_id=256, eos_token_id=257, dtype=torch.float32)
+    config = LlamaConfig(**{**SIZES, **sizes}, tie_word_embeddings=True, bos_token_id=257, eos_token_id=258, dtype=torch.float32)
     with torch.random.fork_rng():
         torch.manual_seed(0)  # transformers' initialisation knows only the global generator
         model = LlamaForCausalLM(config)
@@ -37,12 +37,12 @@ def directory(folder: Path, **sizes: float) -> Path:
 
 
 def _tokenizer(folder: Path) -> None:
-    """One token to a byte: enough for anything that asks for a tokenizer."""
+    """One token to a byte, but for one pair: llama.cpp does not take a vocabulary without merges."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
-    vocabulary = {symbol: i for i, symbol in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))} | {"<s>": 256, "</s>": 257}
-    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
+    vocabulary = {symbol: i for i, symbol in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))} | {"th": 256, "<s>": 257, "</s>": 258}
+    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[("t", "h")]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>").save_pretrained(folder)

@@ -120,9 +120,20 @@ def speeds(work: dict[str, Any], prefill_s: float, decode_s: float) -> dict[str,
     (40.0, 4.0)
     """
     tokens = work["batch"] * work["prompt_tokens"], work["batch"] * (work["new_tokens"] - 1)
+    return {"prefill_tps": tokens[0] / prefill_s, "decode_tps": tokens[1] / decode_s, "peak_mb": peak_mb()}
+
+
+def peak_mb() -> float:
+    """Largest resident memory of this program, in MiB.
+
+    Linux keeps `ru_maxrss` across exec, so there it would be at least that of the process which started this one; VmHWM begins anew.
+    """
+    status = Path("/proc/self/status")
+    if status.exists():
+        line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM:"))
+        return int(line.split()[1]) / 2**10
     unit = 2**20 if sys.platform == "darwin" else 2**10  # ru_maxrss counts bytes there, kibibytes elsewhere
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
-    return {"prefill_tps": tokens[0] / prefill_s, "decode_tps": tokens[1] / decode_s, "peak_mb": peak}
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
 
 
 def _module(name: str, extra: str) -> Any:
