@@ -1,0 +1,258 @@
+"""What a run says, worked out once for every view: the headline, the four numbers, and the rows of the tables.
+
+Nothing here measures. A figure that the run lacks is None, and a table without rows is empty; the views say so in words.
+"""
+
+from dataclasses import dataclass
+from pathlib import PurePath
+from statistics import fmean, geometric_mean
+from typing import Any
+
+from lessen.core.record import Record, Run
+from lessen.report.text import count, duration, number, percent, role, size, value
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One of the four numbers: what it is, its value, and what it is compared with."""
+
+    name: str
+    value: str
+    detail: str
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows as text, for HTML, Markdown and terminal alike. `numeric` columns are set flush right."""
+
+    caption: str
+    header: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    numeric: frozenset[int] = frozenset()
+
+
+def label(run: Run) -> str:
+    """What to call the model: the last part of a path, which says nothing of the machine it lay on."""
+    return PurePath(str(run.source.get("label") or "model")).name
+
+
+def before(run: Run, key: str) -> Any:
+    """A size of the source, from `sizes` or else from `source`."""
+    return run.sizes.get("before", {}).get(key, run.source.get(key))
+
+
+def after(run: Run, key: str) -> Any:
+    """A size of the result."""
+    return run.sizes.get("after", {}).get(key)
+
+
+def quality_mean(run: Run, key: str) -> float | None:
+    """A quality figure, mean over the texts that have it; of perplexities the geometric mean, so that the mean loss counts."""
+    values = [row[key] for row in run.quality.values() if row.get(key) is not None]
+    if not values:
+        return None
+    return geometric_mean(values) if key.startswith("ppl") else fmean(values)
+
+
+def ratio(a: float | None, b: float | None) -> float | None:
+    """a / b where both are known and b is not 0."""
+    return a / b if a is not None and b else None
+
+
+def speedup(run: Run) -> tuple[dict[str, Any], dict[str, Any]] | None:
+    """The pair (source row, fastest row of the small model) measured with equal batch and threads, by decode speed."""
+    pairs = [
+        (base, row)
+        for base in run.speed
+        for row in run.speed
+        if base.get("model") == "source" != row.get("model")
+        and all(base.get(k) == row.get(k) for k in ("batch", "threads"))
+        and base.get("decode_tps")
+        and row.get("decode_tps")
+    ]
+    return max(pairs, key=lambda pair: pair[1]["decode_tps"] / pair[0]["decode_tps"], default=None)
+
+
+def conditions(row: dict[str, Any]) -> str:
+    """Under what a speed was measured."""
+    batch, threads = row.get("batch"), row.get("threads")
+    parts = [f"batch {batch}" if batch else "", f"{threads} thread{'s' * (threads != 1)}" if threads else ""]
+    return ", ".join(part for part in parts if part) or "batch and threads not stated"
+
+
+def headline(run: Run) -> str:
+    """The run in one sentence."""
+    small, big = after(run, "size_bytes"), before(run, "size_bytes")
+    shrink = ratio(big, small)
+    text = f"{label(run)} went from {size(big)} to {size(small)}" if big and small else f"{label(run)} was compressed"
+    if shrink:
+        text += f", {number(shrink)} times smaller"
+    kld, ppl, reference = (quality_mean(run, key) for key in ("kld_mean", "ppl", "ppl_reference"))
+    if kld is not None:
+        text += f"; it differs from the original by {number(kld)} nats per token"
+        text += f" (perplexity {number(ppl)} instead of {number(reference)})" if ppl and reference else ""
+    pair = speedup(run)
+    if pair:
+        text += f" and decodes {number(pair[1]['decode_tps'] / pair[0]['decode_tps'])} times as fast"
+    return text + "."
+
+
+def four(run: Run) -> list[Figure]:
+    """The numbers under the headline: size, bits per weight, quality cost, speed won."""
+    shrink = ratio(before(run, "size_bytes"), after(run, "size_bytes"))
+    size_detail = f"from {size(before(run, 'size_bytes'))}" + (f", {number(shrink)} × smaller" if shrink else "")
+    bpw, bpw_before = after(run, "bpw"), before(run, "bpw")
+    kld, noise = quality_mean(run, "kld_mean"), quality_mean(run, "kld_noise")
+    floor = f"noise floor {number(noise)}" if noise is not None else "noise floor not measured"
+    pair = speedup(run)
+    speed = Figure("Speed", "not measured", "no runtime was timed against the source")
+    if pair:
+        base, best = pair
+        won = f"{number(best['decode_tps'] / base['decode_tps'])} ×"
+        detail = f"decode {number(best['decode_tps'])} tokens/s in {best.get('runtime', '?')}, was {number(base['decode_tps'])}"
+        speed = Figure("Speed", won, f"{detail}; {conditions(best)}")
+    return [
+        Figure("Size", size(after(run, "size_bytes")), size_detail),
+        Figure("Bits per weight", number(bpw), f"from {number(bpw_before)}" if bpw_before else "scales included"),
+        Figure("Quality cost", number(kld) if kld is not None else "not measured", f"nats of KL per token; {floor}"),
+        speed,
+    ]
+
+
+def quality_table(run: Run) -> Table:
+    """One column per text, one row per figure: narrow enough for a phone."""
+    texts = list(run.quality)
+
+    def row(name: str, key: str, write: Any = number) -> tuple[str, ...]:
+        return (name, *(write(run.quality[text].get(key)) for text in texts))
+
+    def rise(text: str) -> str:
+        change = ratio(run.quality[text].get("ppl"), run.quality[text].get("ppl_reference"))
+        return f"{number(100 * (change - 1), 2)} %" if change is not None else number(None)
+
+    rows = (
+        row("Perplexity before", "ppl_reference"),
+        row("Perplexity after", "ppl"),
+        ("Perplexity change", *(rise(text) for text in texts)),
+        row("KL mean", "kld_mean"),
+        row("KL median", "kld_median"),
+        row("KL 90th percentile", "kld_p90"),
+        row("KL noise floor", "kld_noise"),
+        row("Top-1 agreement", "top1", percent),
+        row("Tokens scored", "tokens"),
+    )
+    kept = tuple(r for r in rows if any(cell != number(None) for cell in r[1:])) if texts else ()
+    caption = "Quality on held-out text. KL in nats per token, to the original."
+    return Table(caption, ("", *texts), kept, frozenset(range(1, len(texts) + 1)))
+
+
+def size_table(run: Run) -> Table:
+    """Before and after, one row per size."""
+    writers = (
+        ("Size", "size_bytes", size),
+        ("Bits per weight", "bpw", number),
+        ("Parameters", "parameters", count),
+        ("Multiplications per token", "macs", count),
+    )
+    rows = []
+    for name, key, write in writers:
+        big, small = before(run, key), after(run, key)
+        if big is None and small is None:
+            continue
+        left = ratio(small, big)
+        rows.append((name, write(big), write(small), percent(left)))
+    return Table("Sizes before and after.", ("", "before", "after", "left"), tuple(rows), frozenset({1, 2, 3}))
+
+
+def export_table(run: Run) -> Table:
+    """The files written, with their proof of parity."""
+    rows = tuple(
+        (
+            str(row.get("format", "?")),
+            str(row.get("path", "")),
+            size(row.get("size_bytes")),
+            number(row.get("codes_equal")),
+            number(row.get("kld_mean")),
+            number(row.get("logits_max_error")),
+            str(row.get("runtime") or f"not opened: {row.get('runtime_skipped') or 'no reason given'}"),
+        )
+        for row in run.exports
+    )
+    header = ("format", "file", "size", "codes equal", "KL to our model", "largest logit error", "opened by")
+    return Table("Exported files, each read back and compared with the model in memory.", header, rows, frozenset({2, 4, 5}))
+
+
+def speed_table(run: Run) -> Table:
+    """Tokens per second by runtime."""
+    rows = tuple(
+        (
+            str(row.get("runtime", "?")),
+            str(row.get("model", "?")),
+            number(row.get("decode_tps")),
+            number(row.get("prefill_tps")),
+            row.get("reason") or conditions(row),
+        )
+        for row in run.speed
+    )
+    return Table("Tokens per second.", ("runtime", "model", "decode", "prefill", "measured with"), rows, frozenset({2, 3}))
+
+
+def record_table(run: Run) -> Table:
+    """Every edit."""
+    rows = tuple(
+        (r.unit.removesuffix(".weight"), r.action, r.method, number(r.bits), number(r.error), number(r.seconds, 2), r.reason)
+        for r in run.records
+    )
+    header = ("unit", "action", "method", "bits", "error", "seconds", "reason")
+    return Table(f"All {len(rows)} edits.", header, rows, frozenset({3, 4, 5}))
+
+
+def cut_table(run: Run) -> Table:
+    """What was removed or left alone: every record that is not a quantization."""
+    rows = []
+    for r in run.records:
+        if r.action in ("quantize", "replace"):
+            continue
+        what = {"keep": f"{sum(r.shape_before):,} → {sum(r.shape_after):,}", "drop": "removed"}.get(r.action, r.action)
+        rows.append((r.unit.removesuffix(".weight"), what, r.method, r.reason))
+    return Table("What was cut, factored or skipped.", ("unit", "change", "method", "reason"), tuple(rows))
+
+
+def method_shares(run: Run) -> list[tuple[str, int]]:
+    """How often each method was the one kept, most often first."""
+    names = [r.method for r in run.records if r.action != "skip"]
+    return sorted(((name, names.count(name)) for name in dict.fromkeys(names)), key=lambda item: -item[1])
+
+
+def by_role(records: list[Record]) -> dict[str, list[Record]]:
+    """Records inside the blocks, by what the tensor is, in model order."""
+    groups: dict[str, list[Record]] = {}
+    for record in records:
+        if record.block is not None:
+            groups.setdefault(role(record.unit), []).append(record)
+    return groups
+
+
+def provenance(run: Run) -> list[Table]:
+    """Where everything came from and how long it took."""
+    sections = (
+        ("Source model.", run.source, value),
+        ("Calibration text.", run.calibration, value),
+        ("Environment.", _flat(run.environment), value),
+        ("Wall-clock time by phase.", run.seconds, duration),
+    )
+    return [Table(name, ("", ""), tuple((str(k).replace("_", " "), write(v)) for k, v in data.items())) for name, data, write in sections]
+
+
+def _flat(data: dict[str, Any]) -> dict[str, Any]:
+    """Nested objects become rows of their own."""
+    rows: dict[str, Any] = {}
+    for key, item in data.items():
+        rows |= item if isinstance(item, dict) else {key: item}
+    return rows
+
+
+def share_table(run: Run) -> Table:
+    """Methods by how many units they decided."""
+    rows = tuple((name, str(n)) for name, n in method_shares(run))
+    return Table("What was kept, and for how many units.", ("method", "units"), rows, frozenset({1}))
