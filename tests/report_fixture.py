@@ -14,37 +14,29 @@ ROLES = {
     "mlp.up_proj": (1536, 576),
     "mlp.down_proj": (576, 1536),
 }
+TABLE = (49152, 576)
 HOSTILE = "<script>alert('x')</script> & \"quotes\" | pipe `tick`"
 
 
 def records(blocks: int = 30) -> list[Record]:
-    """One per linear, with the errors of three candidates, and the embedding."""
+    """The embedding, and one per linear; the candidates of a block were judged on the output of the whole block."""
     rng = random.Random(7)
-    rows = [Record(None, "model.embed_tokens.weight", "RTN(bits=8, group=64)", "quantize", (49152, 576), (49152, 576), 8.25, 3.1e-5, 1.9)]
+    rows = [Record(None, "model.embed_tokens.weight", "RTN(bits=8, group=64, on='embeddings')", "quantize", TABLE, TABLE, 8.25, None, 1.9)]
     for block in range(blocks):
+        level = 0.002 * math.exp(0.03 * block + rng.gauss(0, 0.1)) * (4 if block == blocks - 1 else 1)
+        tried = {"RTN": level * rng.uniform(2.4, 2.9), "AWQ": level * rng.uniform(1.1, 1.8), "GPTQ": level}
+        if block % 9 == 4:
+            tried["AWQ"] = level * 0.91
+        candidates = {f"{name}(bits=4, group=64)": error for name, error in tried.items()}
+        best = min(candidates, key=lambda name: candidates[name])
+        if best.startswith("AWQ"):
+            norm = f"model.layers.{block}.input_layernorm.weight"
+            rows.append(Record(block, norm, best, "replace", (576,), (576,), 32.0, candidates[best], 0.1, "", candidates))
         for i, (name, shape) in enumerate(ROLES.items()):
-            base = 0.004 * (1 + i / 3) * math.exp(0.02 * block + rng.gauss(0, 0.12)) * (4 if block == blocks - 1 else 1)
-            errors = {"RTN": base * 2.7, "AWQ": base * rng.uniform(1.3, 2.1), "GPTQ": base * rng.uniform(0.85, 1.05)}
-            if (block + i) % 9 == 0:
-                errors["AWQ"] = errors["GPTQ"] * 0.93
-            best = min(errors, key=lambda key: errors[key])
-            options = {k: f"{k}(bits=4, group=64)" for k in errors}
             bits = 8.25 if name == "mlp.down_proj" and block in (0, blocks - 1) else 4.25
-            rows.append(
-                Record(
-                    block,
-                    f"model.layers.{block}.{name}.weight",
-                    options[best],
-                    "quantize",
-                    shape,
-                    shape,
-                    bits,
-                    errors[best],
-                    rng.uniform(0.2, 1.4),
-                    "lowest error on held-out text" if best != "GPTQ" else "",
-                    {options[k]: v for k, v in errors.items()},
-                )
-            )
+            error, seconds = level * (1.4 + i / 3) * rng.uniform(0.8, 1.2), rng.uniform(0.2, 1.4)
+            unit = f"model.layers.{block}.{name}.weight"
+            rows.append(Record(block, unit, best, "quantize", shape, shape, bits, error, seconds, "", candidates))
     return rows
 
 
@@ -52,43 +44,80 @@ def make_run(blocks: int = 30) -> Run:
     """Two texts, three exports, three runtimes, three samples with long lines and special characters."""
     quality = {
         "python docs (near)": {
-            "ppl": 27.94, "ppl_reference": 26.51, "kld_mean": 0.0612, "kld_median": 0.0231, "kld_p90": 0.151, "top1": 0.8734, "kld_noise": 0.00041,
-            "tokens": 8176, "candidates": [{"name": "RTN, 4 bit", "size_bytes": 78_100_000, "kld_mean": 0.214}],
+            "ppl": 27.94,
+            "ppl_reference": 26.51,
+            "kld_mean": 0.0612,
+            "kld_median": 0.0231,
+            "kld_p90": 0.151,
+            "top1": 0.8734,
+            "kld_noise": 0.00041,
+            "tokens": 8176,
+            "candidates": [{"name": "RTN, 4 bit", "size_bytes": 78_100_000, "kld_mean": 0.214}],
         },
         "letters & fiction (far)": {
-            "ppl": 41.02, "ppl_reference": 38.06, "kld_mean": 0.0893, "kld_median": 0.0340, "kld_p90": 0.224, "top1": 0.8467, "kld_noise": 0.00052,
-            "tokens": 4088, "candidates": [{"name": "RTN, 4 bit", "size_bytes": 78_100_000, "kld_mean": 0.263}],
+            "ppl": 41.02,
+            "ppl_reference": 38.06,
+            "kld_mean": 0.0893,
+            "kld_median": 0.0340,
+            "kld_p90": 0.224,
+            "top1": 0.8467,
+            "kld_noise": 0.00052,
+            "tokens": 4088,
+            "candidates": [{"name": "RTN, 4 bit", "size_bytes": 78_100_000, "kld_mean": 0.263}],
         },
-    }  # fmt: skip
+    }
     speed = [
         ("torch float32", "source", 330.2, 14.1),
-        ("llama.cpp", "gguf-q4_0", 322.4, 106.3),
+        ("llama.cpp", "gguf", 322.4, 106.3),
         ("onnxruntime-genai", "onnx", 292.0, 109.4),
     ]
     exports = [
-        ("compressed-tensors", "model.safetensors", 87_400_000, True, 2.1e-9, 3.1e-5, "transformers 5.23.0"),
-        ("gguf-q4_0", "gguf/model-q4_0.gguf", 91_900_000, True, 3.4e-4, 0.112, "llama.cpp (xllamacpp 2026.1)"),
-        ("onnx", "onnx/model.onnx", 98_100_000, True, 0.0021, 0.31, "onnxruntime 1.26.0"),
+        ("huggingface", ".", 90_900_000, True, 2.1e-9, 3.1e-5, "transformers 5.23.0"),
+        ("gguf", "gguf/model.gguf", 91_900_000, True, 3.4e-4, 0.112, "llama.cpp (xllamacpp 2026.1)"),
+        ("onnx", "onnx", 98_100_000, True, 0.0021, 0.31, "onnxruntime 1.26.0"),
     ]
-    before = "The capital of France is Paris, and the river that runs through it is the Seine."
+    capital = " Paris, and the river that runs through it is "
+    blue = "The sky is blue because "
     samples = [
-        {"prompt": "The capital of France is", "before": f" {before}", "after": " Paris, and the river that runs through it is called the Seine river."},
-        {"prompt": HOSTILE, "before": "\n\nif a < b && c > d:\n    return '<b>bold</b>'  # & so on", "after": "\n\nif a < b && c > d:\n    return \"<i>x</i>\""},
+        {
+            "prompt": "The capital of France is",
+            "before": f"{capital}the Seine.",
+            "after": f"{capital}called the Seine river, which is long.",
+        },
+        {
+            "prompt": HOSTILE,
+            "before": "\n\nif a < b && c > d:\n    return '<b>bold</b>'  # & so on",
+            "after": "\n\nif a < b && c > d:\n    pass",
+        },
         {
             "prompt": "https://example.org/" + "a-very-long-path-without-any-break/" * 8,
-            "before": "x" * 240 + "\n" + "A sky is blue because air scatters short waves of light more than long ones, which Rayleigh showed. " * 4,
-            "after": "x" * 180 + "\n" + "A sky is blue because of the air, and the air is blue because of the sky. " * 5,
+            "before": f"{blue}air scatters short waves of light more than long ones, which Rayleigh showed. " * 3 + "x" * 240,
+            "after": f"{blue}of the air, and the air is blue because of the sky. " * 4 + "x" * 180,
         },
     ]
     return Run(
         source={
-            "label": "smollm2-135m", "architecture": "LlamaForCausalLM", "parameters": 134_515_008, "size_bytes": 538_090_408, "dtype": "float32",
+            "label": "smollm2-135m",
+            "architecture": "LlamaForCausalLM",
+            "parameters": 134_515_008,
+            "size_bytes": 538_090_408,
+            "dtype": "float32",
             "sha256": "3b1f9c" * 10 + "abcd",
         },
-        recipe=[{"method": "GPTQ", "bits": 4, "group": 64, "scale": "mse"}, {"method": "RTN", "bits": 8, "group": 64}],
+        recipe=[
+            {"name": "RTN", "bits": 8, "group": 64, "on": "embeddings"},
+            {"name": "Select", "candidates": [{"name": name, "bits": 4, "group": 64} for name in ("RTN", "AWQ", "GPTQ")]},
+        ],
+        formats={
+            "model.embed_tokens.weight": {"type": "int", "bits": 8, "group": 64},
+            "model.layers.0.mlp.up_proj.weight": {"type": "int", "bits": 4},
+        },
         command=f"lessen compress smollm2-135m --to 4bpw --note '{HOSTILE}'",
         environment={
-            "versions": {"lessen": "0.1.0", "torch": "2.13.0", "transformers": "5.23.0"}, "processor": "AMD EPYC 7B13 <2 cores>", "threads": 1, "seed": 0,
+            "versions": {"lessen": "0.1.0", "torch": "2.13.0", "transformers": "5.23.0"},
+            "processor": "AMD EPYC 7B13 <2 cores>",
+            "threads": 1,
+            "seed": 0,
         },
         calibration={"source": "pydoc_data topics", "tokens": 16384, "sha256": "aa" * 32},
         records=records(blocks),
@@ -107,5 +136,8 @@ def make_run(blocks: int = 30) -> Run:
         ],
         samples=samples,
         seconds={"calibrate": 21.4, "quantize": 184.2, "evaluate": 96.0, "export": 61.3},
-        notes=["group size 64: 576 inputs cannot be split into groups of 128", "embedding and output head kept at 8 bits: 21 % of the parameters <tied>"],
-    )  # fmt: skip
+        notes=[
+            "group size 64: 576 inputs cannot be split into groups of 128",
+            "embedding and output head kept at 8 bits: 21 % of the parameters <tied>",
+        ],
+    )

@@ -76,7 +76,8 @@ def _loading(run: Run) -> list[str]:
         code = (
             f'import onnxruntime_genai as og\n\nmodel = og.Model("{row.get("path")}")\ntokenizer = og.Tokenizer(model)\n'
             "params = og.GeneratorParams(model)\nparams.set_search_options(max_length=200)\ngenerator = og.Generator(model, params)\n"
-            'generator.append_tokens(tokenizer.encode("Once upon a time"))\nwhile not generator.is_done():\n    generator.generate_next_token()\n'
+            'generator.append_tokens(tokenizer.encode("Once upon a time"))\n'
+            "while not generator.is_done():\n    generator.generate_next_token()\n"
             "print(tokenizer.decode(generator.get_sequence(0)))"
         )
         texts.append(f"**ONNX Runtime** (`pip install onnxruntime-genai`):\n\n{fenced(code, 'python')}")

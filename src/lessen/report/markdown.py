@@ -33,14 +33,14 @@ def section(title: str, tables: Sequence[Table], missing: str) -> str:
 
 
 def table(t: Table) -> str:
-    """A pipe table under its caption.
+    r"""A pipe table under its caption.
 
     >>> print(table(Table("Sizes.", ("what", "bytes"), (("a|b", "12"),), frozenset({1}))))
     Sizes.
     <BLANKLINE>
     | what | bytes |
     |---|---:|
-    | a\\|b | 12 |
+    | a\|b | 12 |
     """
     rule = "|".join("---:" if i in t.numeric else "---" for i in range(len(t.header)))
     lines = [_row(t.header), f"|{rule}|", *map(_row, t.rows)]

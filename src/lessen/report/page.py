@@ -1,6 +1,5 @@
 """The report as one self-contained HTML page: inline styles and pictures, no script, no request to anywhere."""
 
-from os.path import commonprefix
 from pathlib import Path
 from typing import Any
 
@@ -51,10 +50,11 @@ def _sample(sample: dict[str, Any]) -> dict[str, str]:
     prompt, before, after = (str(sample.get(key, "")) for key in ("prompt", "before", "after"))
     if before.startswith(prompt) and after.startswith(prompt):
         before, after = before[len(prompt) :], after[len(prompt) :]
-    shared = commonprefix([before, after])
-    if shared != before or shared != after:
-        shared = shared[: 1 + max(shared.rfind(" "), shared.rfind("\n"))]
-    return {"prompt": prompt, "shared": shared, "before": before[len(shared) :], "after": after[len(shared) :]}
+    before, after = before.strip(), after.strip()
+    same = next((i for i, (a, b) in enumerate(zip(before, after, strict=False)) if a != b), min(len(before), len(after)))
+    if before != after:
+        same = 1 + max(before.rfind(" ", 0, same), before.rfind("\n", 0, same))
+    return {"prompt": prompt, "shared": before[:same], "before": before[same:], "after": after[same:]}
 
 
 def _bars(run: Run) -> list[tuple[str, list[dict[str, Any]]]]:

@@ -4,203 +4,20 @@ A plot that has nothing to show is None; the page then says so.
 """
 
 import math
-from typing import TYPE_CHECKING
-
-import numpy as np
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from lessen.core.record import Record, Run
 from lessen.report import facts, svg
-from lessen.report.text import number, role, short, size
+from lessen.report.text import distinct, number, role, size
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
 WIDE, NARROW = 1000, 336
-MARKERS = "os^Dv<>P"
+MARKERS = "o^sDv<>P"
 DASHES = [(0, ()), (0, (4, 2)), (0, (1, 1.5)), (0, (5, 1.5, 1, 1.5)), (0, (8, 2))]
-
-
-def quality_against_bytes(run: Run, wide: bool) -> str | None:
-    """Size on x, KL to the original on y; a bar spans the texts."""
-    points = _points(run)
-    if len(points) < 2:
-        return None
-    fig = svg.figure(WIDE if wide else NARROW, 400 if wide else 380)
-    axes: Axes = fig.add_subplot()
-    for name, x, values, kind in points:
-        colour = svg.ACCENT if kind in ("result", "export") else svg.MUTED
-        mean = sum(values) / len(values)
-        axes.plot([x, x], [min(values), max(values)], color=colour, linewidth=2, alpha=0.45, solid_capstyle="butt")
-        filled = kind == "result"
-        axes.plot(
-            x, mean, "o", color=colour, markersize=9 if filled else 7, markerfacecolor=colour if filled else svg.PAPER, markeredgewidth=1.8
-        )
-    top = max(max(values) for _, _, values, _ in points)
-    right = max(x for _, x, _, _ in points)
-    axes.set(
-        xlim=(0, right * 1.08),
-        ylim=(-0.04 * top, top * 1.25 or 1),
-        xlabel="size of the weights",
-        ylabel="KL to the original, nats per token",
-    )
-    axes.xaxis.set_major_formatter(lambda x, _: size(x) if x else "0")
-    axes.locator_params(axis="x", nbins=8 if wide else 4)
-    axes.locator_params(axis="y", nbins=6)
-    floor = facts.quality_mean(run, "kld_noise")
-    if floor is not None:
-        axes.axhline(floor, color=svg.MUTED, linewidth=1, linestyle=(0, (3, 3)))
-    _label(axes, points, wide, right, top)
-    shown = "; ".join(f"{name}: {size(x)}, KL {number(sum(v) / len(v))}" for name, x, v, _ in points)
-    return svg.inline(fig, f"quality-{_form(wide)}", "Quality against bytes", shown)
-
-
-def _points(run: Run) -> list[tuple[str, float, list[float], str]]:
-    """(name, bytes, KL by text, kind) of the source, the result, its exports and the candidates."""
-    result = [float(row["kld_mean"]) for row in run.quality.values() if row.get("kld_mean") is not None]
-    if not result:
-        return []
-    points: list[tuple[str, float, list[float], str]] = []
-    source, small = facts.before(run, "size_bytes"), facts.after(run, "size_bytes")
-    if small:
-        points.append(("result", small, result, "result"))
-    points += [
-        (str(e["format"]), e["size_bytes"], result, "export") for e in run.exports if e.get("size_bytes") and e["size_bytes"] != small
-    ]
-    rivals: dict[str, tuple[float, list[float]]] = {}
-    for row in run.quality.values():
-        for rival in row.get("candidates", ()):
-            rivals.setdefault(rival["name"], (rival["size_bytes"], []))[1].append(rival["kld_mean"])
-    points += [(name, x, values, "candidate") for name, (x, values) in rivals.items()]
-    if source:
-        points.append(("source", source, [0.0], "source"))
-    return points
-
-
-def _label(axes: "Axes", points: list[tuple[str, float, list[float], str]], wide: bool, right: float, top: float) -> None:
-    """Names beside the marks: a column to the right of the crowd, sorted by height, joined by thin lines."""
-    crowd = sorted((p for p in points if p[3] != "source"), key=lambda p: (-sum(p[2]) / len(p[2]), p[1]))
-    column = max(p[1] for p in crowd) + right * (0.06 if wide else 0.1)
-    if column > right * 0.75:
-        column = min(p[1] for p in crowd) - right * 0.3
-    step = top * (0.085 if wide else 0.1)
-    height = math.inf
-    for name, x, values, kind in crowd:
-        mean = sum(values) / len(values)
-        height = min(height - step, mean + step * 0.5 * len(crowd) / 2, top * 1.2)
-        axes.annotate(
-            f"{name}, {size(x)}",
-            (x, mean),
-            (column, height),
-            va="center",
-            color=svg.ACCENT if kind != "candidate" else svg.MUTED,
-            fontweight="bold" if kind == "result" else "normal",
-            arrowprops={"arrowstyle": "-", "color": svg.LINE, "linewidth": 1, "shrinkA": 2, "shrinkB": 5},
-        )
-    for name, x, _, kind in points:
-        if kind == "source":
-            axes.annotate(f"{name}, {size(x)}", (x, 0), (0, 12), textcoords="offset points", ha="right", color=svg.MUTED)
-
-
-def error_by_block(run: Run, wide: bool) -> str | None:
-    """One panel per kind of tensor: the error of what was kept, by block, and of every candidate."""
-    measured = [r for r in run.records if r.error]
-    panels = facts.by_role(measured) or ({"units in order": measured} if measured else {})
-    if not panels:
-        return None
-    columns = min(len(panels), 4 if wide else 2)
-    rows = math.ceil(len(panels) / columns)
-    fig = svg.figure(WIDE if wide else NARROW, 34 + rows * (165 if wide else 135))
-    kept = list(dict.fromkeys(short(r.method) for r in measured))
-    tried = sorted({short(name) for r in measured for name in r.candidates})
-    grid = fig.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
-    for cell in grid.flat[len(panels) :]:
-        cell.axis("off")
-    for cell, (name, records) in zip(grid.flat, panels.items(), strict=False):
-        _error_panel(cell, records, kept, tried)
-        cell.set_title(name, loc="left", pad=4)
-    for cell in grid[:, 0]:
-        cell.set_yscale("log")
-        cell.yaxis.set_minor_formatter(lambda *_: "")
-        cell.yaxis.set_major_formatter(lambda y, _: f"{100 * y:g} %")
-    handles = _legend(kept, tried)
-    fig.legend(handles=handles, loc="outside upper left", ncols=len(handles) if wide else 3, handlelength=1.8, columnspacing=1.2)
-    fig.supxlabel("decoder block", fontsize=12, color=svg.MUTED)
-    worst = max(measured, key=lambda r: r.error or 0)
-    shown = "; ".join(f"{name}: {number(min(_errors(rs)))} to {number(max(_errors(rs)))}" for name, rs in panels.items())
-    shown += f". Largest: {worst.unit}, {number(worst.error)}."
-    return svg.inline(fig, f"error-{_form(wide)}", "Relative squared error by block, one panel per kind of layer", shown)
-
-
-def _errors(records: list[Record]) -> list[float]:
-    return [r.error for r in records if r.error is not None]
-
-
-def _error_panel(axes: "Axes", records: list[Record], kept: list[str], tried: list[str]) -> None:
-    xs = [i if r.block is None else r.block for i, r in enumerate(records)]
-    for i, name in enumerate(tried):
-        ys = [next((e for key, e in r.candidates.items() if short(key) == name and e > 0), math.nan) for r in records]
-        axes.plot(xs, ys, color=svg.MUTED, linewidth=1.1, linestyle=DASHES[i % len(DASHES)])
-    for i, name in enumerate(kept):
-        mine = [(x, r.error) for x, r in zip(xs, records, strict=True) if short(r.method) == name]
-        if mine:
-            axes.plot(*zip(*mine, strict=True), MARKERS[i % len(MARKERS)], color=svg.ACCENT, markersize=3.6, markeredgewidth=0)
-    axes.xaxis.get_major_locator().set_params(integer=True, nbins=5)  # pyright: ignore[reportAttributeAccessIssue]
-
-
-def _legend(kept: list[str], tried: list[str]) -> list:
-    from matplotlib.lines import Line2D
-
-    marks = [
-        Line2D([], [], color=svg.ACCENT, marker=MARKERS[i % len(MARKERS)], linestyle="", markersize=5, label=f"{name} kept")
-        for i, name in enumerate(kept)
-    ]
-    return marks + [
-        Line2D([], [], color=svg.MUTED, linewidth=1.2, linestyle=DASHES[i % len(DASHES)], label=f"{name} tried")
-        for i, name in enumerate(tried)
-    ]
-
-
-def bits_by_tensor(run: Run, wide: bool) -> str | None:
-    """A cell per tensor, the darker the more bits; tensors outside the blocks have a row each."""
-    records = [r for r in run.records if r.action in ("quantize", "skip", "replace", "factor")]
-    rows: dict[str, list[Record]] = {}
-    for r in records:
-        rows.setdefault(role(r.unit), []).append(r)
-    if not rows:
-        return None
-    blocks = 1 + max((r.block for r in records if r.block is not None), default=0)
-    fig = svg.figure(WIDE if wide else NARROW, 62 + len(rows) * (26 if wide else 24))
-    most = max(r.bits for r in records)
-    axes: Axes = fig.add_subplot()
-    for y, cells in enumerate(rows.values()):
-        _bit_row(axes, y, cells, blocks, most)
-    axes.set(xlim=(0, blocks), ylim=(len(rows) - 0.4, -0.6), xlabel="decoder block")
-    axes.set_yticks(range(len(rows)), list(rows))
-    axes.tick_params(axis="y", labelcolor=svg.INK)
-    axes.set_xticks(np.unique(np.linspace(0, blocks - 1, min(blocks, 7)).round()) + 0.5)
-    axes.xaxis.set_major_formatter(lambda x, _: f"{x - 0.5:.0f}")
-    axes.grid(visible=False)
-    axes.spines[:].set_visible(False)
-    shown = "; ".join(f"{name}: {_span(cells)} bits per weight" for name, cells in rows.items())
-    return svg.inline(fig, f"bits-{_form(wide)}", "Stored bits per weight of every tensor", shown)
-
-
-def _bit_row(axes: "Axes", y: int, cells: list[Record], blocks: int, most: float) -> None:
-    for r in cells:
-        x, width = (0, blocks) if r.block is None else (r.block, 1)
-        gap = 0.04 * min(1, blocks / 30)
-        axes.barh(y, width - 2 * gap, left=x + gap, height=0.78, color=svg.ACCENT, alpha=round(0.12 + 0.88 * r.bits / most, 3), linewidth=0)
-    axes.annotate(_span(cells), (blocks, y), (8, 0), textcoords="offset points", va="center", annotation_clip=False)
-
-
-def _span(cells: list[Record]) -> str:
-    low, high = min(r.bits for r in cells), max(r.bits for r in cells)
-    return number(low) if number(low) == number(high) else f"{number(low)} to {number(high)}"
-
-
-def _form(wide: bool) -> str:
-    return "wide" if wide else "narrow"
+STEPS = (1, 2, 5, 10, 20, 50)
 
 
 def draw(run: Run) -> dict[str, tuple[str, str] | None]:
@@ -212,3 +29,190 @@ def draw(run: Run) -> dict[str, tuple[str, str] | None]:
             wide, narrow = plot(run, True), plot(run, False)
             drawn[name] = (wide, narrow) if wide and narrow else None
     return drawn
+
+
+def _form(wide: bool) -> str:
+    return "wide" if wide else "narrow"
+
+
+class _Point(NamedTuple):
+    """One mark of the quality plot: bytes, KL by text, and whether it is the "source", "result", an "export" or a "candidate"."""
+
+    name: str
+    x: float
+    klds: list[float]
+    kind: str
+
+    @property
+    def y(self) -> float:
+        return sum(self.klds) / len(self.klds)
+
+    @property
+    def colour(self) -> str:
+        return svg.ACCENT if self.kind in ("result", "export") else svg.MUTED
+
+
+def quality_against_bytes(run: Run, wide: bool) -> str | None:
+    """Size on x, KL to the original on y; a bar spans the texts."""
+    points = _points(run)
+    if len(points) < 2:
+        return None
+    fig = svg.figure(WIDE if wide else NARROW, 380)
+    axes: Axes = fig.add_subplot()
+    for p in points:
+        axes.plot([p.x, p.x], [min(p.klds), max(p.klds)], color=p.colour, linewidth=2.5, alpha=0.4, solid_capstyle="butt")
+        filled = p.kind == "result"
+        face, width = (p.colour, 9) if filled else (svg.PAPER, 7)
+        axes.plot(p.x, p.y, "o", color=p.colour, markersize=width, markerfacecolor=face, markeredgewidth=1.8, zorder=3 + filled)
+    top, right = max(max(p.klds) for p in points) or 1.0, max(p.x for p in points)
+    axes.set(xlim=(0, right * 1.06), ylim=(-0.04 * top, top * 1.2), xlabel="size of the weights")
+    axes.set_title("KL to the original, nats per token", loc="left", color=svg.MUTED)
+    axes.xaxis.set_major_formatter(lambda x, _: size(x) if x else "0")
+    axes.locator_params(axis="x", nbins=8 if wide else 4)
+    axes.locator_params(axis="y", nbins=6)
+    floor = facts.quality_mean(run, "kld_noise")
+    if floor is not None:
+        axes.axhline(floor, color=svg.MUTED, linewidth=1, linestyle=(0, (3, 3)))
+    _label(axes, points, wide, right, top)
+    shown = "; ".join(f"{p.name}: {size(p.x)}, KL {number(p.y)}" for p in points)
+    return svg.inline(fig, f"quality-{_form(wide)}", "Quality against bytes", shown)
+
+
+def _points(run: Run) -> list[_Point]:
+    """Source, result, exports (the same codes, so the result's KL) and candidates that were evaluated."""
+    result = [float(row["kld_mean"]) for row in run.quality.values() if row.get("kld_mean") is not None]
+    if not result:
+        return []
+    source, small = facts.before(run, "size_bytes"), facts.after(run, "size_bytes")
+    points = [_Point("result", small, result, "result")] if small else []
+    exports = [e for e in run.exports if e.get("size_bytes") and not (small and e.get("format") == "huggingface")]
+    points += [_Point(str(e["format"]), e["size_bytes"], result, "export") for e in exports]
+    rivals: dict[str, _Point] = {}
+    for row in run.quality.values():
+        for rival in row.get("candidates", ()):
+            rivals.setdefault(rival["name"], _Point(rival["name"], rival["size_bytes"], [], "candidate")).klds.append(rival["kld_mean"])
+    points += rivals.values()
+    return [*points, _Point("source", source, [0.0], "source")] if source else points
+
+
+def _label(axes: "Axes", points: list[_Point], wide: bool, right: float, top: float) -> None:
+    """Names in a column beside the crowd, sorted by height, joined to their marks by thin lines."""
+    crowd = sorted((p for p in points if p.kind != "source"), key=lambda p: (-p.y, p.x))
+    column = max(p.x for p in crowd) + right * (0.05 if wide else 0.09)
+    if column > right * 0.75:
+        column = min(p.x for p in crowd) - right * (0.2 if wide else 0.55)
+    step = top * 0.085
+    height = math.inf
+    for i, p in enumerate(crowd):
+        level = [q for q in crowd if abs(q.y - p.y) < step]  # those that would lie over one another are centred on their marks
+        height = min(height - step, p.y + step * (len(level) - 1) / 2) if i else p.y + step * (len(level) - 1) / 2
+        axes.annotate(
+            f"{p.name}, {size(p.x)}",
+            (p.x, p.y),
+            (column, height),
+            va="center",
+            color=p.colour,
+            fontweight="bold" if p.kind == "result" else "normal",
+            arrowprops={"arrowstyle": "-", "color": svg.LINE, "linewidth": 1, "relpos": (0, 0.5), "shrinkA": 3, "shrinkB": 6},
+        )
+    for p in points:
+        if p.kind == "source":
+            axes.annotate(f"source, {size(p.x)}", (p.x, 0), (6, 11), textcoords="offset points", ha="right", color=svg.MUTED)
+
+
+def error_by_block(run: Run, wide: bool) -> str | None:
+    """A panel for the whole block with every candidate, and one for each kind of tensor; by block, on a logarithmic scale."""
+    measured = [r for r in run.records if r.error and r.block is not None and r.action in ("quantize", "factor")]
+    panels = facts.by_role(measured)
+    tried = {r.block: r for r in reversed(measured) if r.candidates}
+    if not panels:
+        return None
+    names = distinct([*(r.method for r in measured), *(name for r in tried.values() for name in r.candidates)])
+    kept = [name for name in names if any(r.method == name for r in measured)]
+    cells = len(panels) + bool(tried)
+    columns = min(cells, 4 if wide else 2)
+    rows = math.ceil(cells / columns)
+    fig = svg.figure(WIDE if wide else NARROW, 44 + rows * (170 if wide else 138))
+    grid = fig.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).flat
+    if tried:
+        _block_panel(grid[0], sorted(tried.values(), key=lambda r: r.block or 0), list(names), kept)
+    for axes, (name, records) in zip(grid[bool(tried) :], panels.items(), strict=False):
+        axes.set_title(name, loc="left", pad=5)
+        _marks(axes, ((r, r.error) for r in records), kept)
+    for i, axes in enumerate(grid):
+        axes.set_yscale("log")
+        axes.yaxis.set_minor_formatter(lambda *_: "")
+        axes.yaxis.set_major_formatter(lambda y, _: f"{100 * y:g} %")
+        axes.xaxis.get_major_locator().set_params(integer=True, nbins=5)
+        axes.tick_params(labelbottom=i + columns >= cells)
+        axes.set_axis_on() if i < cells else axes.set_axis_off()
+    handles = _legend(names, kept, {name for r in tried.values() for name in r.candidates})
+    fig.legend(handles=handles, loc="outside upper left", ncols=len(handles) if wide else 2, handlelength=1.8, columnspacing=1.4)
+    fig.supxlabel("decoder block", fontsize=12, color=svg.MUTED)
+    worst = max(measured, key=lambda r: r.error or 0)
+    spans = {name: [r.error for r in records if r.error] for name, records in panels.items()}
+    shown = "; ".join(f"{name}: {number(min(errors))} to {number(max(errors))}" for name, errors in spans.items())
+    title = "Relative squared error by decoder block, one panel per kind of layer"
+    return svg.inline(fig, f"error-{_form(wide)}", title, f"{shown}. Largest: {worst.unit}, {number(worst.error)}.")
+
+
+def _block_panel(axes: "Axes", blocks: list[Record], names: list[str], kept: list[str]) -> None:
+    axes.set_title("whole block", loc="left", pad=5, fontweight="bold")
+    for i, name in enumerate(name for name in names if any(name in r.candidates for r in blocks)):
+        errors = [r.candidates.get(name) or math.nan for r in blocks]
+        axes.plot([r.block or 0 for r in blocks], errors, color=svg.MUTED, linewidth=1.1, linestyle=DASHES[i % len(DASHES)])
+    _marks(axes, ((r, r.candidates.get(r.method)) for r in blocks), kept)
+
+
+def _marks(axes: "Axes", points: Iterable[tuple[Record, float | None]], kept: list[str]) -> None:
+    points = list(points)
+    for i, name in enumerate(kept):
+        mine = [(r.block, error) for r, error in points if r.method == name and error]
+        if mine:
+            axes.plot(*zip(*mine, strict=True), MARKERS[i % len(MARKERS)], color=svg.ACCENT, markersize=4, markeredgewidth=0)
+
+
+def _legend(names: dict[str, str], kept: list[str], tried: set[str]) -> list[Any]:
+    from matplotlib.lines import Line2D
+
+    marks = {"color": svg.ACCENT, "linestyle": "", "markersize": 5.5}
+    lines = [name for name in names if name in tried]
+    return [
+        *(Line2D([], [], marker=MARKERS[i % len(MARKERS)], label=f"{names[k]}, kept", **marks) for i, k in enumerate(kept)),
+        *(Line2D([], [], color=svg.MUTED, linestyle=DASHES[i % len(DASHES)], label=f"{names[k]}, tried") for i, k in enumerate(lines)),
+    ]
+
+
+def bits_by_tensor(run: Run, wide: bool) -> str | None:
+    """A cell per tensor, the stronger the more bits; a tensor outside the blocks has a row of its own."""
+    records = [r for r in run.records if r.action in ("quantize", "factor") or (r.action == "skip" and r.bits)]
+    rows: dict[str, list[Record]] = {}
+    for r in records:
+        rows.setdefault(role(r.unit), []).append(r)
+    if not rows:
+        return None
+    blocks = 1 + max((r.block for r in records if r.block is not None), default=0)
+    fig = svg.figure(WIDE if wide else NARROW, 56 + len(rows) * (27 if wide else 24))
+    most = max(r.bits for r in records)
+    axes: Axes = fig.add_subplot()
+    for y, cells in enumerate(rows.values()):
+        for r in cells:
+            x, width, gap = (0, blocks, 0.0) if r.block is None else (r.block, 1, 0.06)
+            strength = round(0.1 + 0.9 * r.bits / most, 3)
+            axes.barh(y, width - 2 * gap, left=x + gap, height=0.78, color=svg.ACCENT, alpha=strength, linewidth=0)
+        axes.annotate(_span(cells), (blocks, y), (7, 0), textcoords="offset points", va="center", annotation_clip=False)
+    axes.set(xlim=(0, blocks), ylim=(len(rows) - 0.4, -0.6), xlabel="decoder block")
+    axes.set_yticks(range(len(rows)), list(rows))
+    step = next((s for s in STEPS if blocks / s <= 7), blocks)
+    axes.set_xticks([x + 0.5 for x in range(0, blocks, step)])
+    axes.xaxis.set_major_formatter(lambda x, _: f"{x - 0.5:.0f}")
+    axes.tick_params(axis="y", labelcolor=svg.INK)
+    axes.grid(visible=False)
+    axes.spines[:].set_visible(False)
+    shown = "; ".join(f"{name}: {_span(cells)} bits per weight" for name, cells in rows.items())
+    return svg.inline(fig, f"bits-{_form(wide)}", "Stored bits per weight of every tensor", shown)
+
+
+def _span(cells: list[Record]) -> str:
+    low, high = number(min(r.bits for r in cells)), number(max(r.bits for r in cells))
+    return low if low == high else f"{low}–{high}"

@@ -101,14 +101,6 @@ def value(x: Any) -> str:
             return str(x)
 
 
-def shape(dimensions: tuple[int, ...]) -> str:
-    """
-    >>> shape((576, 1536))
-    '576 × 1536'
-    """
-    return " × ".join(str(n) for n in dimensions)
-
-
 def short(method: str) -> str:
     """The name of a method without its options.
 
@@ -159,7 +151,8 @@ def distinct(methods: Iterable[str]) -> dict[str, str]:
 
 
 def slug(text: str) -> str:
-    """
+    """A title as a fragment of an address.
+
     >>> slug("Error by block")
     'error-by-block'
     """
