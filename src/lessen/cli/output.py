@@ -7,7 +7,7 @@ from dataclasses import asdict, is_dataclass
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.table import Table
 
 SCHEMA_VERSION = 1
@@ -36,6 +36,15 @@ def table(header: Sequence[str], rows: Iterable[Sequence[str]], numeric: Iterabl
     with console.capture() as captured:
         console.print(drawn)
     print("\n".join(line.rstrip() for line in captured.get().splitlines()))
+
+
+def show(drawn: RenderableType, plain: str) -> None:
+    """Print what was drawn for a terminal, or its plain twin in a pipe."""
+    console = Console(file=sys.stdout, highlight=False, markup=False)
+    if console.is_terminal:
+        console.print(drawn)
+    else:
+        print(plain)
 
 
 def say(text: str) -> None:

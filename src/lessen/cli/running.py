@@ -2,11 +2,12 @@
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lessen.cli.options import Evaluation, Running
-from lessen.cli.output import emit, say, table
+from lessen.cli.output import emit, say, show
 from lessen.cli.progress import EventPrinter
 from lessen.errors import LessenError, QualityGateMissed
 
@@ -31,23 +32,13 @@ def show_run(command: str, run: "Run", out: Path, running: Running, evaluation: 
     Raises:
         QualityGateMissed: a text's mean KL is too large. LessenError: something was skipped under --strict.
     """
-    from dataclasses import asdict
-
-    from lessen.report import facts
-
     if running.json:
         emit(command, {"out": out, "run": asdict(run)})
     else:
-        rows = [(figure.name, figure.value, figure.detail) for figure in facts.four(run)]
-        table(("", "", ""), rows)
-        for facts_table in (facts.quality_table(run), facts.speed_table(run), facts.export_table(run)):
-            if facts_table.rows:
-                say("")
-                table(facts_table.header, facts_table.rows, facts_table.numeric, facts_table.caption)
-        say("")
-        for name in ("report.html", "lessen.json"):
-            if (out / name).exists():
-                say(str(out / name))
+        from lessen.report import plain, summary
+
+        show(summary(run), plain(run))
+        say(f"\n{out / 'report.html'} tells the whole story")
     skipped = [record for record in run.records if record.action == "skip"]
     if evaluation.strict and skipped:
         raise LessenError(skipped[0].unit, got=f"{len(skipped)} skipped: {skipped[0].reason}", wanted="nothing skipped under --strict")

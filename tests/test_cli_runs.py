@@ -1,0 +1,189 @@
+"""Commands that do real work, on a model small enough for a test: what is written, what is said, and on which stream."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from lessen.cli.main import run
+
+SCHEMA = {"schema_version", "command"}
+
+
+def call(capsys: pytest.CaptureFixture[str], *tokens: str | Path) -> tuple[int, str, str]:
+    """Run a command in this process: exit code, stdout, stderr."""
+    code = run([str(token) for token in tokens])
+    captured = capsys.readouterr()
+    return code, captured.out, captured.err
+
+
+@pytest.fixture(scope="module")
+def compressed(tiny_model: Path, tiny_texts: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("compressed") / "out"
+    calibration, held = tiny_texts
+    options = ["--calibration", calibration, "--tokens", "512", "--eval", held, "--export", "none", "--quiet"]
+    assert run([str(token) for token in ("compress", tiny_model, "--out", out, *options)]) == 0
+    return out
+
+
+def test_compress_writes_a_directory_that_explains_itself(compressed: Path):
+    for name in ("config.json", "model.safetensors", "tokenizer.json", "lessen.json", "README.md", "report.html"):
+        assert (compressed / name).is_file(), name
+    assert not [path for path in compressed.parent.iterdir() if path != compressed], "something was left beside the result"
+
+
+def test_compress_says_results_on_stdout_and_progress_on_stderr(tiny_model, tiny_texts, tmp_path, capsys):
+    code, out, err = call(
+        capsys, "compress", tiny_model, "--out", tmp_path / "o", "--calibration", tiny_texts[0], "--tokens", "512", "--eval", tiny_texts[1],
+        "--export", "none", "--method", "RTN", "--bits", "3",
+    )  # fmt: skip
+    assert code == 0
+    assert "quantize 2/2" in err
+    assert "report.html" in out
+    assert "quantize" not in out
+    assert "KL" in out
+
+
+def test_compress_as_json_and_the_quality_gate(tiny_model, tiny_texts, tmp_path, capsys):
+    common = [
+        "compress",
+        tiny_model,
+        "--eval",
+        tiny_texts[1],
+        "--export",
+        "none",
+        "--method",
+        "RTN(bits=2, scale=absmax)",
+        "--json",
+        "--quiet",
+    ]
+    code, out, err = call(capsys, *common, "--out", tmp_path / "a")
+    assert (code, err) == (0, "")
+    data = json.loads(out)
+    assert data.keys() >= SCHEMA | {"run", "out"}
+    assert data["run"] == json.loads((tmp_path / "a" / "lessen.json").read_text())
+    code, out, err = call(capsys, *common, "--out", tmp_path / "b", "--max-kld", "1e-9")
+    assert code == 3
+    assert (tmp_path / "b" / "lessen.json").is_file()
+    assert err.startswith("lessen: held: got a mean KL of ")
+    assert json.loads(out)["command"] == "compress"
+
+
+def test_an_existing_directory_is_not_touched(compressed: Path, tiny_model, capsys):
+    before = {path.name: path.stat().st_mtime_ns for path in compressed.iterdir()}
+    code, out, err = call(capsys, "compress", tiny_model, "--out", compressed, "--no-eval")
+    assert (code, out) == (2, "")
+    assert "--overwrite" in err
+    assert {path.name: path.stat().st_mtime_ns for path in compressed.iterdir()} == before
+
+
+def test_overwrite_replaces_only_what_lessen_wrote(tiny_model, tmp_path, capsys):
+    precious = tmp_path / "precious"
+    precious.mkdir()
+    (precious / "thesis.txt").write_text("years of work")
+    code, _, err = call(capsys, "compress", tiny_model, "--out", precious, "--no-eval", "--overwrite")
+    assert code == 2
+    assert (precious / "thesis.txt").read_text() == "years of work"
+    assert "lessen did not write" in err
+
+
+def test_plan_then_apply_gives_what_compress_gives(tiny_model, tiny_texts, tmp_path, capsys):
+    asked = [tiny_model, "--calibration", tiny_texts[0], "--tokens", "512", "--method", "GPTQ", "--bits", "3", "--seed", "3"]
+    code, out, _ = call(capsys, "plan", *asked, "--out", tmp_path / "plan", "--quiet")
+    assert code == 0
+    assert "GPTQ(bits=3, group=32)" in out
+    plan = {path.name: path.read_bytes() for path in (tmp_path / "plan").iterdir()}
+    finish = ["--no-eval", "--export", "none", "--quiet"]
+    assert call(capsys, "apply", tmp_path / "plan", "--out", tmp_path / "applied", *finish)[0] == 0
+    assert call(capsys, "compress", *asked, "--out", tmp_path / "direct", *finish)[0] == 0
+    assert (tmp_path / "applied" / "model.safetensors").read_bytes() == (tmp_path / "direct" / "model.safetensors").read_bytes()
+    assert {path.name: path.read_bytes() for path in (tmp_path / "plan").iterdir()} == plan, "applying changed the plan"
+
+
+def test_apply_of_something_else_is_refused(tmp_path, capsys):
+    code, _, err = call(capsys, "apply", tmp_path, "--out", tmp_path / "o")
+    assert code == 2
+    assert "request.json" in err
+
+
+def test_evaluate_measures_the_distance_to_the_original(compressed: Path, tiny_model, tiny_texts, capsys):
+    tokens = ["evaluate", compressed, "--reference", tiny_model, "--eval", tiny_texts[1], "--windows", "4", "--length", "32"]
+    code, out, _ = call(capsys, *tokens, "--json", "--quiet")
+    assert code == 0
+    held = json.loads(out)["quality"]["held"]
+    assert 0 < held["kld_mean"] < 1
+    assert call(capsys, *tokens, "--max-kld", "1e-9", "--quiet")[0] == 3
+    code, out, _ = call(capsys, "evaluate", tiny_model, "--eval", tiny_texts[1], "--length", "32", "--max-kld", "1", "--quiet")
+    assert code == 1, "without a reference there is nothing to judge by"
+    assert "ppl" in out
+
+
+def test_export_writes_one_file_more(compressed: Path, tmp_path, capsys):
+    code, out, _ = call(capsys, "export", compressed, "--format", "gguf", "--out", tmp_path / "m.gguf", "--json", "--quiet")
+    assert code == 0
+    assert json.loads(out)["codes_equal"] is True
+    assert (tmp_path / "m.gguf").read_bytes()[:4] == b"GGUF"
+    code, _, err = call(capsys, "export", compressed, "--format", "ggfu", "--out", tmp_path / "n.gguf")
+    assert code == 2
+    assert "did you mean gguf?" in err
+    code, _, err = call(capsys, "export", compressed, "--format", "gguf", "--nonsense", "1", "--out", tmp_path / "n.gguf")
+    assert code == 2
+    assert "nonsense" in err
+
+
+@pytest.mark.parametrize("format", ["markdown", "card"])
+def test_report_draws_text_on_stdout(compressed: Path, format, capsys):
+    code, out, _ = call(capsys, "report", compressed, "--format", format)
+    assert code == 0
+    assert "#" in out
+
+
+def test_report_draws_the_page_again(compressed: Path, tmp_path, capsys):
+    code, out, _ = call(capsys, "report", compressed, "--to", tmp_path / "page.html", "--json")
+    assert code == 0
+    assert json.loads(out)["path"] == str(tmp_path / "page.html")
+    assert "<html" in (tmp_path / "page.html").read_text()
+
+
+def test_inspect_counts_and_lists_units(tiny_model, capsys):
+    code, out, _ = call(capsys, "inspect", tiny_model, "--units", "--json")
+    data = json.loads(out)
+    assert code == 0
+    assert data["blocks"] == 2
+    assert data["kinds"]["linear"] == 14
+    assert len(data["units"]) == sum(data["kinds"].values())
+    code, out, _ = call(capsys, "inspect", tiny_model, "--units")
+    assert "model.layers.1.mlp.down_proj" in out
+
+
+def test_a_recipe_file_and_its_line_in_errors(tiny_model, tiny_texts, tmp_path, capsys):
+    recipe = tmp_path / "recipe.toml"
+    recipe.write_text(f'calibration = "{tiny_texts[0]}"\ntokens = 512\n\n[[method]]\nname = "GPTQ"\nbits = 3\ngroup = 48\n')
+    code, _, err = call(capsys, "plan", tiny_model, "--recipe", recipe, "--out", tmp_path / "plan")
+    assert code == 2
+    assert "wanted a divisor of 64" in err
+    recipe.write_text(recipe.read_text().replace("48", "32"))
+    assert call(capsys, "plan", tiny_model, "--recipe", recipe, "--out", tmp_path / "plan2", "--quiet")[0] == 0
+
+
+def test_ctrl_c_says_how_to_go_on_and_the_same_command_does(tiny_model, tiny_texts, tmp_path):
+    options = ["--out", "o", "--calibration", tiny_texts[0], "--tokens", "512", "--no-eval", "--export", "none"]
+    command = [sys.executable, "-m", "lessen", "compress", tiny_model, *options]
+    job = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 60
+    while not list(tmp_path.rglob("pass0-step0001.json")) and time.monotonic() < deadline and job.poll() is None:
+        time.sleep(0.01)
+    job.send_signal(signal.SIGINT)
+    _, err = job.communicate(timeout=60)
+    if job.returncode == 0:
+        pytest.skip("the run was over before it could be interrupted")
+    assert job.returncode == 130
+    assert err.splitlines()[-1].startswith("lessen: interrupted")
+    assert "Traceback" not in err
+    again = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert again.returncode == 0, again.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["o"]
