@@ -86,7 +86,7 @@ def _loading(run: Run) -> list[str]:
 
 
 def _method(run: Run) -> str:
-    kept = ", ".join(f"{name} ({n} units)" for name, n in facts.method_shares(run)) or "nothing was changed"
+    kept = ", ".join(f"{name} ({n} unit{'s' * (n != 1)})" for name, n in facts.method_shares(run)) or "nothing was changed"
     text = run.calibration.get("source")
     data = f"Calibration text: {text}, {value(run.calibration.get('tokens'))} tokens." if text else "No calibration text was used."
     apart = " None of it is in the evaluation text; the run checks by hash." if text and run.quality else ""
@@ -97,7 +97,9 @@ def _limits(run: Run) -> str:
     """What the figures do not say."""
     lines = ["What the original model gets wrong, this one gets wrong too; its licence and its intended use apply."]
     if run.quality:
-        lines.append(f"Quality was measured on {len(run.quality)} text(s): {', '.join(run.quality)}. Other languages and tasks were not.")
+        lines.append(
+            f"Quality was measured on {len(run.quality)} text{'s' * (len(run.quality) != 1)}: {', '.join(run.quality)}. Other languages and tasks were not."
+        )
     else:
         lines.append("Quality was not measured: compare it with the original on your own text before use.")
     worst = max(run.quality.items(), key=lambda item: item[1].get("kld_mean") or 0, default=None)

@@ -12,6 +12,9 @@ from lessen.core.record import Record, Run
 from lessen.report.text import count, duration, number, percent, role, size, value
 
 
+MISSED = "not measured"
+
+
 @dataclass(frozen=True)
 class Figure:
     """One of the four numbers: what it is, its value, and what it is compared with."""
@@ -80,6 +83,13 @@ def conditions(row: dict[str, Any]) -> str:
     return ", ".join(part for part in parts if part) or "batch and threads not stated"
 
 
+def workload(run: Run) -> str:
+    """What was timed, if it was the same for all."""
+    done = {(row.get("prompt_tokens"), row.get("new_tokens")) for row in run.speed}
+    prompt, new = done.pop() if len(done) == 1 else (None, None)
+    return f"Prompt of {prompt} tokens, {new} tokens generated." if prompt and new else ""
+
+
 def headline(run: Run) -> str:
     """The run in one sentence."""
     small, big = after(run, "size_bytes"), before(run, "size_bytes")
@@ -100,21 +110,22 @@ def headline(run: Run) -> str:
 def four(run: Run) -> list[Figure]:
     """The numbers under the headline: size, bits per weight, quality cost, speed won."""
     shrink = ratio(before(run, "size_bytes"), after(run, "size_bytes"))
-    size_detail = f"from {size(before(run, 'size_bytes'))}" + (f", {number(shrink)} × smaller" if shrink else "")
+    was = before(run, "size_bytes")
+    size_detail = f"from {size(was)}" + (f", {number(shrink)} × smaller" if shrink else "") if was else "of the weights"
     bpw, bpw_before = after(run, "bpw"), before(run, "bpw")
     kld, noise = quality_mean(run, "kld_mean"), quality_mean(run, "kld_noise")
     floor = f"noise floor {number(noise)}" if noise is not None else "noise floor not measured"
     pair = speedup(run)
-    speed = Figure("Speed", "not measured", "no runtime was timed against the source")
+    speed = Figure("Speed", MISSED, "no runtime was timed against the source")
     if pair:
         base, best = pair
         won = f"{number(best['decode_tps'] / base['decode_tps'])} ×"
-        detail = f"decode {number(best['decode_tps'])} tokens/s in {best.get('runtime', '?')}, was {number(base['decode_tps'])}"
+        detail = f"decode {number(best['decode_tps'])} tokens/s in {best.get('runtime', '?')}, {number(base['decode_tps'])} before"
         speed = Figure("Speed", won, f"{detail}; {conditions(best)}")
     return [
-        Figure("Size", size(after(run, "size_bytes")), size_detail),
-        Figure("Bits per weight", number(bpw), f"from {number(bpw_before)}" if bpw_before else "scales included"),
-        Figure("Quality cost", number(kld) if kld is not None else "not measured", f"nats of KL per token; {floor}"),
+        Figure("Size", size(after(run, "size_bytes")) if after(run, "size_bytes") else MISSED, size_detail),
+        Figure("Bits per weight", number(bpw) if bpw else MISSED, f"from {number(bpw_before)}" if bpw_before else "scales included"),
+        Figure("Quality cost", number(kld) if kld is not None else MISSED, f"nats of KL per token; {floor}"),
         speed,
     ]
 
@@ -169,7 +180,7 @@ def export_table(run: Run) -> Table:
     rows = tuple(
         (
             str(row.get("format", "?")),
-            str(row.get("path", "")),
+            "this directory" if row.get("path") == "." else str(row.get("path", "")),
             size(row.get("size_bytes")),
             number(row.get("codes_equal")),
             number(row.get("kld_mean")),
@@ -220,7 +231,7 @@ def cut_table(run: Run) -> Table:
 
 def method_shares(run: Run) -> list[tuple[str, int]]:
     """How often each method was the one kept, most often first."""
-    names = [r.method for r in run.records if r.action != "skip"]
+    names = [r.method for r in run.records if r.action not in ("skip", "replace")]
     return sorted(((name, names.count(name)) for name in dict.fromkeys(names)), key=lambda item: -item[1])
 
 
@@ -236,12 +247,18 @@ def by_role(records: list[Record]) -> dict[str, list[Record]]:
 def provenance(run: Run) -> list[Table]:
     """Where everything came from and how long it took."""
     sections = (
-        ("Source model.", run.source, value),
-        ("Calibration text.", run.calibration, value),
-        ("Environment.", _flat(run.environment), value),
-        ("Wall-clock time by phase.", run.seconds, duration),
+        ("Source model.", run.source),
+        ("Calibration text.", run.calibration),
+        ("Environment.", _flat(run.environment)),
+        ("Wall-clock time by phase.", {phase: duration(seconds) for phase, seconds in run.seconds.items()}),
     )
-    return [Table(name, ("", ""), tuple((str(k).replace("_", " "), write(v)) for k, v in data.items())) for name, data, write in sections]
+    return [Table(name, ("", ""), tuple((str(k).replace("_", " "), _fact(k, v)) for k, v in data.items())) for name, data in sections]
+
+
+def _fact(key: str, item: Any) -> str:
+    if key.endswith("_bytes"):
+        return size(item)
+    return f"{item[:16]}…" if key == "sha256" and isinstance(item, str) else value(item)
 
 
 def _flat(data: dict[str, Any]) -> dict[str, Any]:

@@ -139,8 +139,11 @@ def error_by_block(run: Run, wide: bool) -> str | None:
     for axes, (name, records) in zip(grid[bool(tried) :], panels.items(), strict=False):
         axes.set_title(name, loc="left", pad=5)
         _marks(axes, ((r, r.error) for r in records), kept)
+    shown = [e for r in measured for e in (r.error, *r.candidates.values()) if e]
+    spread = max(shown) / min(shown)
     for i, axes in enumerate(grid):
         axes.set_yscale("log")
+        axes.yaxis.get_major_locator().set_params(subs=(1, 2, 5) if spread < 100 else (1,))
         axes.yaxis.set_minor_formatter(lambda *_: "")
         axes.yaxis.set_major_formatter(lambda y, _: f"{100 * y:g} %")
         axes.xaxis.get_major_locator().set_params(integer=True, nbins=5)
@@ -151,9 +154,9 @@ def error_by_block(run: Run, wide: bool) -> str | None:
     fig.supxlabel("decoder block", fontsize=12, color=svg.MUTED)
     worst = max(measured, key=lambda r: r.error or 0)
     spans = {name: [r.error for r in records if r.error] for name, records in panels.items()}
-    shown = "; ".join(f"{name}: {number(min(errors))} to {number(max(errors))}" for name, errors in spans.items())
+    text = "; ".join(f"{name}: {number(min(errors))} to {number(max(errors))}" for name, errors in spans.items())
     title = "Relative squared error by decoder block, one panel per kind of layer"
-    return svg.inline(fig, f"error-{_form(wide)}", title, f"{shown}. Largest: {worst.unit}, {number(worst.error)}.")
+    return svg.inline(fig, f"error-{_form(wide)}", title, f"{text}. Largest: {worst.unit}, {number(worst.error)}.")
 
 
 def _block_panel(axes: "Axes", blocks: list[Record], names: list[str], kept: list[str]) -> None:
@@ -166,6 +169,7 @@ def _block_panel(axes: "Axes", blocks: list[Record], names: list[str], kept: lis
 
 def _marks(axes: "Axes", points: Iterable[tuple[Record, float | None]], kept: list[str]) -> None:
     points = list(points)
+    axes.plot([r.block for r, _ in points], [error or math.nan for _, error in points], color=svg.ACCENT, linewidth=1, alpha=0.4)
     for i, name in enumerate(kept):
         mine = [(r.block, error) for r, error in points if r.method == name and error]
         if mine:

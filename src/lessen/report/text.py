@@ -95,7 +95,7 @@ def value(x: Any) -> str:
             return ", ".join(f"{k} {value(v)}" for k, v in x.items())
         case list() | tuple():
             return ", ".join(value(v) for v in x)
-        case bool() | float():
+        case bool() | float() | int():
             return number(x)
         case _:
             return str(x)
