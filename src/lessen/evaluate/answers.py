@@ -21,7 +21,7 @@ from lessen.models.checkpoint import Checkpoint
 Tokens = Mapping[str, Tensor]
 """Token ids "windows seq" by name of the text."""
 Ref = Any
-"""A `Checkpoint`, what `open_checkpoint` takes, an nn.Module, or a callable from tokens "batch seq" to logits "batch seq vocab"."""
+"""A `Checkpoint`, what `open_checkpoint` takes, a module, a callable from tokens "batch seq" to logits "batch seq vocab", or `Answers`."""
 
 _TOKENS_AT_ONCE = 2048
 
@@ -54,6 +54,8 @@ def answers(
     checkpoint: Any = model  # what is none yet becomes one below, or is called
     if precision is None and (isinstance(model, nn.Module) or (callable(model) and not hasattr(model, "skeleton"))):
         return _Called(model, tokens, device)
+    if precision is None and hasattr(model, "logits"):
+        return checkpoint
     if isinstance(model, str | Path | nn.Module):
         from lessen.models import open_checkpoint
 

@@ -4,9 +4,11 @@ Protocol: the argument is a JSON object (backend and workload); every line on st
 first after loading. Runtimes print to stdout as they like: the answers have a file descriptor of their own.
 """
 
+import ctypes
 import json
 import os
 import resource
+import signal
 import sys
 import time
 from collections.abc import Callable
@@ -143,8 +145,16 @@ def _module(name: str, extra: str) -> Any:
         raise ImportError(f"{name} cannot be imported ({error}); pip install 'lessen[{extra}]'") from error
 
 
+def _die_with_parent() -> None:
+    """A stopped process does not notice that its stdin was closed; Linux can end it when the one who measures is killed."""
+    if sys.platform == "linux":
+        set_parent_death_signal = 1
+        ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGKILL)
+
+
 def main() -> None:
     """Answer until stdin ends."""
+    _die_with_parent()
     work = json.loads(sys.argv[1])
     with os.fdopen(os.dup(1), "w") as answers:
         os.dup2(2, 1)
