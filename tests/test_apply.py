@@ -185,6 +185,15 @@ def test_a_bad_edit_leaves_the_model_untouched(case: str, mode: str) -> None:
     assert model.config.to_dict() == config  # pyright: ignore
 
 
+def test_a_number_of_heads_that_stock_loaders_refuse_is_refused_with_the_ones_they_take() -> None:
+    model = decoder("llama", hidden_size=40, num_attention_heads=10, num_key_value_heads=5)
+    groups = [unit for unit in units(InMemory(model)) if unit.kind == "kv_group"]
+    with pytest.raises(LessenError, match=r"6 attention heads with hidden_size 40.*leaves 1 or 2 or 4 key/value heads"):
+        apply(model, [Keep(unit, torch.arange(3)) for unit in groups])
+    apply(model, [Keep(unit, torch.arange(4)) for unit in groups])
+    assert model.config.num_attention_heads == 8  # pyright: ignore
+
+
 def test_dropping_every_block_is_refused() -> None:
     model = decoder("llama", torch.float32)
     with pytest.raises(LessenError, match="one block at least"):

@@ -9,6 +9,7 @@ from typing import Any
 
 from lessen.core.edit import Drop, Edit, Keep
 from lessen.core.trace import Traced, in_block, renumbered
+from lessen.errors import LessenError
 
 _ATTENTION = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj")
 _MLP = ("mlp.gate_proj", "mlp.up_proj", "mlp.down_proj")
@@ -17,6 +18,9 @@ BIAS_FIELDS: dict[str, dict[str, tuple[str, ...]]] = {
     **{family: {"attention_bias": _ATTENTION} for family in ("qwen3", "gemma", "gemma2", "gemma3_text")},
 }
 """By `model_type`: configuration field -> the linears of every block that carry a bias when it is true."""
+
+WHOLE_HEADS = ("llama", "gemma2", "gemma3_text")
+"""By `model_type`: transformers refuses a hidden size that is not a multiple of the number of heads, even with an explicit head_dim."""
 
 _DEPTH = ("num_hidden_layers", "n_layer", "num_layers")
 
@@ -33,6 +37,9 @@ def config_changes(config: Mapping[str, Any], edits: Sequence[Edit], traced: Map
         config: of the model before the edits.
         edits: the edits.
         traced: what `lessen.core.trace.trace` makes of them.
+
+    Raises:
+        LessenError: a number of heads that stock loaders of this architecture refuse.
     """
     changes = _depth_changes(config, edits)
     depth = depth_field(config)
@@ -44,9 +51,22 @@ def config_changes(config: Mapping[str, Any], edits: Sequence[Edit], traced: Map
     heads = config.get("num_attention_heads")
     if changes.get("num_attention_heads", heads) != heads and not config.get("head_dim"):
         changes["head_dim"] = config["hidden_size"] // heads
+    if config.get("model_type") in WHOLE_HEADS and config["hidden_size"] % changes.get("num_attention_heads", 1):
+        _refuse_heads(config, changes["num_attention_heads"])
     biased = {in_block(name) for name, tensor in traced.items() if tensor.new}
     changes |= {name: True for name, group in bias_groups(config).items() if biased & set(group)}
     return {k: v for k, v in changes.items() if k not in config or config[k] != v}
+
+
+def _refuse_heads(config: Mapping[str, Any], heads: int) -> None:
+    hidden, rep = config["hidden_size"], config["num_attention_heads"] // config["num_key_value_heads"]
+    able = [groups for groups in range(1, config["num_key_value_heads"]) if hidden % (groups * rep) == 0]
+    raise LessenError(
+        f"{config['model_type']} configuration",
+        got=f"{heads} attention heads with hidden_size {hidden}",
+        wanted="a divisor of hidden_size, as transformers insists",
+        remedy=f"choose a ratio that leaves {' or '.join(map(str, able))} key/value heads in every layer",
+    )
 
 
 def unit_sizes(edits: Sequence[Edit]) -> dict[str, dict[str, int]]:
