@@ -97,9 +97,8 @@ def _limits(run: Run) -> str:
     """What the figures do not say."""
     lines = ["What the original model gets wrong, this one gets wrong too; its licence and its intended use apply."]
     if run.quality:
-        lines.append(
-            f"Quality was measured on {len(run.quality)} text{'s' * (len(run.quality) != 1)}: {', '.join(run.quality)}. Other languages and tasks were not."
-        )
+        texts = f"{len(run.quality)} text{'s' * (len(run.quality) != 1)}: {', '.join(run.quality)}"
+        lines.append(f"Quality was measured on {texts}. Other languages and tasks were not.")
     else:
         lines.append("Quality was not measured: compare it with the original on your own text before use.")
     worst = max(run.quality.items(), key=lambda item: item[1].get("kld_mean") or 0, default=None)

@@ -11,7 +11,6 @@ from typing import Any
 from lessen.core.record import Record, Run
 from lessen.report.text import count, duration, number, percent, role, size, value
 
-
 MISSED = "not measured"
 
 
