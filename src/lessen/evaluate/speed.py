@@ -220,6 +220,8 @@ class _Worker:
     def _pause(self) -> None:
         if hasattr(signal, "SIGSTOP") and self._process.poll() is None:
             self._process.send_signal(signal.SIGSTOP)
+            if hasattr(os, "waitid"):  # the signal is only on its way: wait until every thread of the process stands
+                os.waitid(os.P_PID, self._process.pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
 
     def _resume(self) -> None:
         if hasattr(signal, "SIGCONT") and self._process.poll() is None:
