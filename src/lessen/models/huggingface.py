@@ -44,7 +44,8 @@ class HuggingFace:
         self.label = str(folder)
         self.folder = folder
         if not (folder / "config.json").exists():
-            remedy = "give the directory that save_pretrained wrote"
+            files = sorted(folder.glob("*.gguf"))
+            remedy = f"give the file {files[0]}" if files else "give the directory that save_pretrained wrote"
             raise LessenError(self.label, got="no config.json", wanted="a Hugging Face model directory", remedy=remedy)
         self.config: dict[str, Any] = self._read_config()
         self._files = TensorFiles.of_folder(folder)
@@ -162,7 +163,8 @@ class HuggingFace:
 
 
 _KEPT_DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool)
-_STALE = re.compile(r"(rotary_emb\.inv_freq|attn\.masked_bias|attn\.bias|attention\.bias|attention\.masked_bias)$")
+# Constant tables that older versions of transformers saved beside the weights.
+_STALE = re.compile(r"(^|\.)(rotary_emb\.inv_freq|(attn|attention)\.(masked_)?bias)$")
 
 
 def _renaming(model: nn.Module) -> Callable[[str], str]:
