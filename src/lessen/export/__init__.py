@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lessen.errors import UsageError, nearest
-from lessen.export import gguf, huggingface
+from lessen.export import gguf, gptq, huggingface, onnx
 from lessen.export.files import aside, size_bytes
 from lessen.export.parity import proof
 
@@ -40,7 +40,9 @@ EXPORTERS: dict[str, Exporter] = {
     "huggingface": Exporter(
         huggingface.write, huggingface.codes_equal, huggingface.logits, "directory for transformers and vLLM (compressed-tensors)"
     ),
+    "gptq": Exporter(gptq.write, gptq.codes_equal, gptq.logits, "directory in the GPTQ layout for vLLM, SGLang, ExLlama, OpenVINO"),
     "gguf": Exporter(gguf.write, gguf.codes_equal, gguf.logits, "file for llama.cpp (Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, F16)"),
+    "onnx": Exporter(onnx.write, onnx.codes_equal, onnx.logits, "folder for onnxruntime and onnxruntime-genai (MatMulNBits)"),
 }
 
 
