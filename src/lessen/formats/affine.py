@@ -131,7 +131,7 @@ class Int:
         weight: Tensor,
         importance: Tensor | None = None,
         *,
-        steps: int = 12,
+        steps: int | None = None,
         low: float | None = None,
         refits: int = 3,
         where: str = "weight",
@@ -141,7 +141,7 @@ class Int:
         Args:
             weight: "out in".
             importance: h, "in" or "out in", non-negative; None counts every weight alike.
-            steps: shrink factors to try, for each sign of the scale or neighbour of the zero point.
+            steps: shrink factors to try, for each sign of the scale or each of five zero points; None: 12 if symmetric, else 8.
             low: smallest shrink factor; None chooses by bits and granularity.
             refits: alternations of codes and least-squares scale after the sweep.
             where: name of the tensor, for errors.
@@ -158,9 +158,9 @@ class Int:
             low = 0.1 if isinstance(self.granularity, PerTensor) else _LOW[self.bits]
         if self.symmetric:
             # The lopsided range reaches further on one side: also stretched until the short side reaches the extreme, and mirrored.
-            space = Space(self.levels, symmetric_factors(low, -lowest / highest, steps, self.full_range), refits=refits)
+            space = Space(self.levels, symmetric_factors(low, -lowest / highest, steps or 12, self.full_range), refits=refits)
         else:
-            space = Space(self.levels, symmetric_factors(low, 1.0, steps, False), (0, -1, 1), highest, refits)
+            space = Space(self.levels, symmetric_factors(low, 1.0, steps or 8, False), (0, -1, 1, -2, 2), highest, refits)
         return minimise(weight, importance, self.grid(weight, where), self.granularity, space, where)
 
     def levels(self, ratio: Tensor, zero: Tensor | None = None) -> Tensor:

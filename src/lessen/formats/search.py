@@ -11,9 +11,9 @@ proposes codes; for given codes the best scale and its loss are known in closed 
     s* = A / B        E(s*) = sum_j h_j w_j^2 - A^2 / B        A = sum_j h_j w_j c_j,   B = sum_j h_j c_j^2
 
 so candidates are ranked by A^2 / B and a coarse sweep is enough: twelve steps come within 0.5 % of the loss of a hundred. Then
-alternate: codes for s*, s* for these codes (Lloyd's iteration; the loss can only fall). Asymmetric grids also try the neighbours of
-the zero point. At the end the winner, rounded as it will be stored, meets the plain grid, and the better of the two is kept, group by
-group: a search is never worse than no search.
+alternate: codes for s*, s* for these codes (Lloyd's iteration; the loss can only fall). Asymmetric grids also try the four nearest
+other zero points. At the end the winner, rounded as it will be stored, meets the plain grid, and the better of the two is kept, group
+by group: a search is never worse than no search.
 
 Importance: with the diagonal of the input Gram matrix, E is the squared error of the layer's output if inputs are uncorrelated.
 
