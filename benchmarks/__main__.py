@@ -27,13 +27,11 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--smoke", action="store_true", help="a size that takes seconds, on a random model; figures mean nothing")
     parser.add_argument("--only", metavar="TEXT", help="measure only rows whose key contains this text")
     parser.add_argument("--threads", type=int, default=1, help="threads of every measured process (default 1)")
-    parser.add_argument("--fresh", action="store_true", help="forget finished rows and measure again")
+    parser.add_argument("--again", metavar="TEXT", nargs="?", const="", help="forget finished rows (those whose key contains TEXT) first")
     options = parser.parse_args(arguments)
     side = options.json.with_suffix(".rows.jsonl") if options.json else None
-    if options.fresh and side is not None:
-        side.unlink(missing_ok=True)
     env = environment(options.threads)
-    session = Session(options.name, options.smoke, side, options.only, options.threads)
+    session = Session(options.name, options.smoke, side, options.only, options.again, options.threads)
     module = import_module(BENCHMARKS[options.name][0])
     rows: list[dict[str, Any]] = [row for row in module.rows(session) if row is not None]
     goals = module.goals(rows)

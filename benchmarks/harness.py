@@ -56,6 +56,7 @@ class Session:
         smoke: seconds instead of hours, on a random model of a few thousand weights.
         side: file of finished rows; None keeps nothing.
         only: take up only rows whose key contains this text; the others are left out of the result.
+        again: forget finished rows whose key contains this text ("" forgets all).
         threads: for every runtime that is measured.
     """
 
@@ -63,6 +64,7 @@ class Session:
     smoke: bool = False
     side: Path | None = None
     only: str | None = None
+    again: str | None = None
     threads: int = 1
     kept: dict[str, Row] = field(default_factory=dict)
 
@@ -73,10 +75,11 @@ class Session:
         if self.side.exists():
             lines = [json.loads(line) for line in self.side.read_text().splitlines() if line.endswith("}")]
             if lines and lines[0] == head:
-                self.kept = {line["key"]: line["row"] for line in lines[1:]}
-                return
+                rows = {line["key"]: line["row"] for line in lines[1:]}
+                self.kept = {key: row for key, row in rows.items() if self.again is None or self.again not in key}
         self.side.parent.mkdir(parents=True, exist_ok=True)
-        self.side.write_text(json.dumps(head) + "\n")
+        lines = [head, *({"key": key, "row": row} for key, row in self.kept.items())]
+        self.side.write_text("".join(json.dumps(line) + "\n" for line in lines))
 
     def row(self, key: str, compute: Callable[[], Row]) -> Row | None:
         """The row `key`: from the side file if it is there, else computed and appended to it at once. None if `only` leaves it out."""

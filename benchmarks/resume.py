@@ -27,19 +27,20 @@ SEED = 0
 def rows(session: Session) -> Iterator[Row | None]:
     with tempfile.TemporaryDirectory() as folder:
         if session.smoke:
-            model, tokens, kills = tiny.directory(Path(folder) / "model", num_hidden_layers=4), 1024, 1
+            model, options, kills = tiny.directory(Path(folder) / "model", num_hidden_layers=4), ["--tokens", "1024"], 1
+            options += ["--calibration", str(tiny.text(Path(folder) / "text.txt"))]
         else:
-            model, tokens, kills = material().model("rescaled"), 4096, KILLS
-        straight = session.row("undisturbed", lambda: _undisturbed(model, Path(folder), tokens, session.threads))
+            model, options, kills = material().model("rescaled"), ["--tokens", "4096"], KILLS
+        options += ["--threads", str(session.threads), "--export", "gguf", "--no-eval", "--quiet"]
+        straight = session.row("undisturbed", lambda: _undisturbed(model, Path(folder) / "straight", options))
         yield straight
         if straight is not None:
-            yield session.row("killed", lambda: _killed(model, Path(folder), tokens, session.threads, kills, straight))
+            yield session.row("killed", lambda: _killed(model, Path(folder) / "killed", options, kills, straight))
 
 
-def _undisturbed(model: Path, folder: Path, tokens: int, threads: int) -> Row:
-    out = folder / "straight"
+def _undisturbed(model: Path, out: Path, options: list[str]) -> Row:
     start = time.perf_counter()
-    process = _start(model, out, tokens, threads)
+    process = _start(model, out, options)
     steps = 0
     while process.poll() is None:
         steps = max(steps, _steps(out))
@@ -49,13 +50,13 @@ def _undisturbed(model: Path, folder: Path, tokens: int, threads: int) -> Row:
     return {"steps": steps, "seconds": round(time.perf_counter() - start, 2), "sha256": _hashes(out)}
 
 
-def _killed(model: Path, folder: Path, tokens: int, threads: int, kills: int, straight: Row) -> Row:
-    out, random_ = folder / "killed", random.Random(SEED)
+def _killed(model: Path, out: Path, options: list[str], kills: int, straight: Row) -> Row:
+    random_ = random.Random(SEED)
     places = sorted(random_.sample(range(1, straight["steps"]), kills))
     pause_s = straight["seconds"] / straight["steps"]
     killed, lost = [], 0
     for place in places:
-        process = _start(model, out, tokens, threads)
+        process = _start(model, out, options)
         while process.poll() is None and _steps(out) < place:
             time.sleep(0.02)
         time.sleep(random_.random() * pause_s)
@@ -66,16 +67,15 @@ def _killed(model: Path, folder: Path, tokens: int, threads: int, kills: int, st
         after = _steps(out)
         lost = max(lost, before - after)
         killed.append({"at_step": place, "steps_on_disk": after, "was_running": alive})
-    process = _start(model, out, tokens, threads)
+    process = _start(model, out, options)
     if process.wait():
         raise RuntimeError(f"lessen compress, resumed: exit code {process.returncode}")
     return {"kills": killed, "steps_lost": lost, "sha256": _hashes(out), "equal": _hashes(out) == straight["sha256"]}
 
 
-def _start(model: Path, out: Path, tokens: int, threads: int) -> "subprocess.Popen[bytes]":
-    options = ["--out", str(out), "--tokens", str(tokens), "--threads", str(threads), "--export", "gguf", "--no-eval", "--quiet"]
-    env = os.environ | {"OMP_NUM_THREADS": str(threads), "HF_HUB_OFFLINE": "1"}
-    command = [sys.executable, "-m", "lessen", "compress", str(model), *options]
+def _start(model: Path, out: Path, options: list[str]) -> "subprocess.Popen[bytes]":
+    command = [sys.executable, "-m", "lessen", "compress", str(model), "--out", str(out), *options]
+    env = os.environ | {"OMP_NUM_THREADS": options[options.index("--threads") + 1], "HF_HUB_OFFLINE": "1"}
     return subprocess.Popen(command, cwd=ROOT, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
 
 

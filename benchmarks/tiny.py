@@ -48,6 +48,12 @@ def _tokenizer(folder: Path) -> None:
     PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>").save_pretrained(folder)
 
 
+def text(path: Path, lines: int = 400) -> Path:
+    """Write sentences to calibrate on, for runs whose quality nobody looks at; lessen's own text takes seconds to gather."""
+    path.write_text("\n".join(f"Line {i} has {7 * i % 101} words, of which {13 * i % 89} are about weights." for i in range(lines)))
+    return path
+
+
 def tokens(windows: int, length: int, seed: int) -> Tensor:
     """Random token ids, int64 "windows seq"."""
     return torch.randint(256, (windows, length), generator=torch.Generator().manual_seed(seed))

@@ -31,11 +31,10 @@ def imports(_: Row) -> Row:
 
 
 def compress(arguments: Row) -> Row:
-    """The whole job without its measurements: {path, out, tokens, exports}."""
+    """The whole job without its measurements: {path, out, options}."""
     import lessen
 
-    exports = tuple(arguments["exports"])
-    run = lessen.compress(arguments["path"], arguments["out"], exports=exports, evaluate=False, tokens=arguments["tokens"])
+    run = lessen.compress(arguments["path"], arguments["out"], evaluate=False, **arguments["options"])
     return {"sizes": run.sizes}
 
 
