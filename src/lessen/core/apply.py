@@ -56,7 +56,7 @@ def carry_out(tensor: Tensor, steps: Sequence[tuple[str, Edit]]) -> Tensor:
             case Keep():
                 for axis, indices in kept(edit, name, tuple(tensor.shape)).items():
                     tensor = tensor.index_select(axis, indices.to(tensor.device))
-            case Quantize(_, format, codes):
+            case Quantize(format=format, codes=codes):
                 tensor = format.decode(codes).to(tensor)
             case Replace(_, weight):
                 tensor = weight.to(tensor)

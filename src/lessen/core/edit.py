@@ -29,11 +29,12 @@ class Keep:
 
 @dataclass(frozen=True)
 class Quantize:
-    """Store the tensor `name` as codes of `format`."""
+    """Store the tensor `name` as codes of `format`; `note` says what its method had to put up with."""
 
     name: str
     format: Int
     codes: Codes
+    note: str = ""
 
 
 @dataclass(frozen=True)
@@ -63,9 +64,10 @@ class Drop:
 class StoredQuantize(Quantize):
     """A `Quantize` whose codes stay on disk and are read every time they are looked at, so that a whole plan fits in memory."""
 
-    def __init__(self, name: str, format: Int, path: Path, index: int):
+    def __init__(self, name: str, format: spec.Format, path: Path, index: int, note: str = ""):
         object.__setattr__(self, "name", name)
         object.__setattr__(self, "format", format)
+        object.__setattr__(self, "note", note)
         object.__setattr__(self, "_place", (path, index))
 
     @property
@@ -87,8 +89,8 @@ def save_edits(path: Path, edits: Sequence[Edit]) -> None:
             case Keep(unit, indices):
                 heads.append({"kind": "keep", "unit": _unit_to_json(unit)})
                 tensors[f"{i}.indices"] = indices
-            case Quantize(name, format, codes):
-                heads.append({"kind": "quantize", "name": name, "format": spec.to_json(format)})
+            case Quantize(name, format, codes, note):
+                heads.append({"kind": "quantize", "name": name, "format": spec.to_json(format), "note": note})
                 tensors |= {f"{i}.values": codes.values, f"{i}.scale": codes.scale}
                 if codes.zero is not None:
                     tensors[f"{i}.zero"] = codes.zero

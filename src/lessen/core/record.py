@@ -50,7 +50,7 @@ class Run:
         calibration: text source, tokens, sha256 of the token ids.
         records: one per edit.
         sizes: bytes and bits per weight, before and after (see docs/reports.md).
-        quality: results of `lessen.evaluate`, by text name; each holds ppl, ppl_reference, kld_mean, kld_median, kld_p90, top1, noise floor.
+        quality: results of `lessen.evaluate`, by text name; each holds ppl, ppl_reference, kld_mean, kld_median, kld_p90, top1, kld_noise.
         speed: measured tokens per second, by runtime.
         exports: one per exported file: format, path, bytes, parity figures.
         samples: before/after text samples.

@@ -21,7 +21,7 @@ from lessen.core.record import Record
 from lessen.core.unit import Unit, View
 from lessen.engine.describe import describe
 from lessen.engine.journal import Journal
-from lessen.engine.walk import Hidden, Inputs, advance, collect, embed, inputs_of, relative_error
+from lessen.engine.walk import Hidden, Inputs, advance, collect, embed, inputs_now, relative_error
 from lessen.methods.select import Select
 from lessen.models.checkpoint import Checkpoint
 from lessen.models.edited import Edited
@@ -39,7 +39,10 @@ class Text:
 
 @dataclass
 class Streams:
-    """Hidden states at one depth: the original model's and the compressed model's, on calibration and held-out windows."""
+    """Hidden states at one depth: the original model's and the compressed model's, on calibration and held-out windows.
+
+    `original` is empty unless a statistic compares the two streams: half the work of the walk.
+    """
 
     original: Hidden
     compressed: Hidden
@@ -48,13 +51,13 @@ class Streams:
 
     def tensors(self) -> dict[str, Tensor]:
         """As one tensor each, for the journal."""
-        return {name: torch.cat(value) for name, value in vars(self).items()}
+        return {name: torch.cat(value) for name, value in vars(self).items() if value}
 
     @classmethod
     def restore(cls, tensors: Mapping[str, Tensor], like: "Streams") -> "Streams":
         """Cut into the batches of `like`: the same shapes give the same bits."""
         sizes = {name: [len(part) for part in value] for name, value in vars(like).items()}
-        return cls(**{name: list(tensors[name].split(sizes[name])) for name in sizes})
+        return cls(**{name: list(tensors[name].split(sizes[name])) if sizes[name] else [] for name in sizes})
 
 
 @dataclass
@@ -94,8 +97,10 @@ class BlockPass:
         if self.text is None:
             return None
         front = Stream(Edited(self.checkpoint, self.journal.edits(self.index, 0)), self.device)
-        pairs = [embed(s, tokens) for tokens in (self.text.calibration, self.text.heldout) for s in (stream, front)]
-        streams = Streams(*pairs)
+        paired = any(need.paired for method in self.methods for need in method.needs)
+        original = embed(stream, self.text.calibration) if paired else []
+        heldout = [embed(s, self.text.heldout) for s in (stream, front)]
+        streams = Streams(original, embed(front, self.text.calibration), *heldout)
         stream.release()
         return streams if done == 1 else Streams.restore(self.journal.state(self.index, done - 1), streams)
 
@@ -213,7 +218,17 @@ def _record(edit: Edit, block: int | None, method: Method, **measured: Any) -> R
     tensor = edit.codes.values if isinstance(edit, Quantize) else edit.weight if isinstance(edit, Replace) else torch.empty(0)
     shape = tuple(tensor.shape)
     bits = edit.format.bits_per_weight(shape) if isinstance(edit, Quantize) else 32.0
-    return Record(block, name, describe(method), "quantize" if isinstance(edit, Quantize) else "replace", shape, shape, bits, **measured)
+    return Record(
+        block,
+        name,
+        describe(method),
+        "quantize" if isinstance(edit, Quantize) else "replace",
+        shape,
+        shape,
+        bits,
+        reason=getattr(edit, "note", ""),
+        **measured,
+    )
 
 
 def _linear_errors(
@@ -229,8 +244,7 @@ def _linear_errors(
     wrong: dict[str, float] = {}
     whole: dict[str, float] = {}
     for part in heldout:
-        with inputs_of(block, inputs.listen) as seen:
-            stream.forward(block, index, part)
+        seen = inputs_now(stream, block, index, inputs.listen, part)
         for edit in edits:
             if isinstance(edit, Quantize) and edit.name in inputs.of_weight:
                 x = seen[inputs.of_weight[edit.name]].float()

@@ -1,7 +1,7 @@
 """Walking a model block by block: hidden states in, statistics out, never more than one block in memory."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import torch
 from torch import Tensor, nn
@@ -27,15 +27,24 @@ def advance(stream: Stream, block: nn.Module, index: int, hidden: Hidden) -> Hid
     return [stream.forward(block, index, part) for part in hidden]
 
 
+class _Heard(Exception):
+    """Ends a forward once every input that was wanted has been seen."""
+
+
 @contextmanager
-def inputs_of(block: nn.Module, modules: Mapping[str, str]) -> Iterator[dict[str, Tensor]]:
-    """While the block runs, the input of each named submodule: `{key: path}` in, `{key: tensor}` filled at every forward."""
+def inputs_of(block: nn.Module, modules: Mapping[str, str], stop: bool = False) -> Iterator[dict[str, Tensor]]:
+    """While the block runs, the input of each named submodule: `{key: path}` in, `{key: tensor}` filled at every forward.
+
+    With `stop`, the forward is ended by `_Heard` when the last of them has been seen.
+    """
     seen: dict[str, Tensor] = {}
     handles: list[RemovableHandle] = []
     for key, path in modules.items():
 
         def note(_: nn.Module, args: tuple[Tensor, ...], key: str = key) -> None:
             seen[key] = args[0]
+            if stop and len(seen) == len(modules):
+                raise _Heard
 
         handles.append(block.get_submodule(path).register_forward_pre_hook(note))
     try:
@@ -77,20 +86,30 @@ def collect(
         inputs: its distinct inputs.
         hidden: windows as the compressed model delivers them.
         needs: accumulator classes by input name.
-        original: the same windows as the uncompressed model delivers them; read by statistics that compare the two.
+        original: the same windows as the uncompressed model delivers them, for statistics that compare the two; [] if there are none.
     """
     accumulators: dict[str, dict[type, Accumulator]] = {key: {need: need() for need in wanted} for key, wanted in needs.items() if wanted}
+    listen = {key: inputs.listen[key] for key in accumulators}
     outputs: Hidden = []
-    for part, reference in zip(hidden, original, strict=True):
-        with inputs_of(block, inputs.listen) as seen:
-            outputs.append(stream.forward(block, index, reference))
-            before = dict(seen)
-            if accumulators:
-                stream.forward(block, index, part)
-            for key, wanted in accumulators.items():
-                for accumulator in wanted.values():
-                    accumulator.update(seen[key], before[key] if accumulator.paired else None)
+    before: dict[str, Tensor] = {}
+    for number, part in enumerate(hidden):
+        if original:
+            with inputs_of(block, listen) as seen:
+                outputs.append(stream.forward(block, index, original[number]))
+            before = seen
+        for key, x in inputs_now(stream, block, index, listen, part).items():
+            for accumulator in accumulators[key].values():
+                accumulator.update(x, before[key] if accumulator.paired else None)
     return {key: {kind: a.value() for kind, a in wanted.items()} for key, wanted in accumulators.items()}, outputs
+
+
+def inputs_now(stream: Stream, block: nn.Module, index: int, listen: Mapping[str, str], hidden: Tensor) -> dict[str, Tensor]:
+    """What the named submodules read when the block runs on one batch; the run ends as soon as all of them were called."""
+    if not listen:
+        return {}
+    with inputs_of(block, listen, stop=True) as seen, suppress(_Heard):
+        stream.forward(block, index, hidden)
+    return seen
 
 
 def relative_error(output: Hidden, wanted: Hidden) -> float:

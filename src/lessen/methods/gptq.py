@@ -15,6 +15,8 @@ What is done around it:
 - **Refit and polish**: with codes fixed the best scale of a group is a ratio, s += -(q . (E H)_g) / (q^T H_gg q); with scales fixed, each
   code in turn moves to the value that minimises the full error (coordinate descent, QuantEase). Alternated `polish` times; every
   step lowers tr(E H E^T), measured on scales already rounded to their stored type.
+- **Shrinkage** multiplies the off-diagonal entries of H by 1 - a (Ledoit and Wolf's idea with the diagonal as target): error fed along
+  correlations that only the calibration text has is error added on any other text.
 - **Damping** grows by 3 until the float64 Cholesky succeeds; if it never does, the layer falls back to RTN and says so. Columns whose
   input was never active have no curvature: they are rounded to nearest, not zeroed, since other text may use them.
 - **Correction** (QEP): the target W is replaced by W + a W D H^-1, D = mean of (x_original - x) x^T, so that a layer also undoes part of
@@ -47,6 +49,8 @@ class GPTQ(Rounding):
     """Visit columns by curvature, group by group; False keeps their order."""
     damping: float = 0.01
     """Added to the diagonal of H, as a fraction of its mean."""
+    shrinkage: float = 0.1
+    """Share of H's off-diagonal entries to drop: correlations seen in a sample are weaker on other text."""
     polish: int = 2
     """Rounds of scale refit and coordinate descent after the solve."""
     correction: float = 0.0
@@ -62,10 +66,10 @@ class GPTQ(Rounding):
     def __call__(self, view: View, stats: Stats) -> list[Edit]:
         format = self.format
         name, weight = view.unit.slices[0].name, view.weight.float()
-        problem = factorise(stats[Gram], self.damping)
+        problem = factorise(shrunk(stats[Gram], self.shrinkage), self.damping)
         if problem is None:
-            scale, zero = self.grid(weight, torch.diagonal(stats[Gram]))
-            return [Quantize(name, format, format.round(weight, scale, zero))]
+            note = "no damping made the Gram matrix positive definite: rounded to nearest instead"
+            return [Quantize(name, format, format.round(weight, *self.grid(weight, None)), note)]
         gram, inverse = problem
         if self.correction:
             shift = torch.linalg.solve(gram, stats[Drift].T.to(gram), left=True).T
@@ -124,6 +128,16 @@ class Grid:
         if self.zero is not None:
             code = code - self.zero[rows]
         return code * self.scale[rows]
+
+
+def shrunk(gram: Tensor, share: float) -> Tensor:
+    """The Gram matrix with its off-diagonal entries made smaller by `share`.
+
+    >>> shrunk(torch.tensor([[2.0, 1.0], [1.0, 2.0]]), 0.5)
+    tensor([[2.0000, 0.5000],
+            [0.5000, 2.0000]])
+    """
+    return (1 - share) * gram + share * torch.diag(torch.diagonal(gram))
 
 
 def factorise(gram: Tensor, damping: float, tries: int = 8) -> tuple[Tensor, Tensor] | None:
