@@ -2,11 +2,12 @@
 
     python examples/prune_then_quantize.py smollm2-135m out
 
-The same as a file for `lessen compress --recipe`:
+Widths stay multiples of 32, so that groups of 32 still divide them. The same as a file for `lessen compress --recipe`:
 
     [[method]]
     name = "FLAP"
-    ratio = 0.1
+    ratio = 0.2
+    multiple = 32
 
     [[method]]
     name = "GPTQ"

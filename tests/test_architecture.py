@@ -28,7 +28,7 @@ LAYERS = [
 LEVEL = {part: level for level, layer in enumerate(LAYERS) for part in layer}
 
 MAX_FILE = 500
-MAX_FUNCTION = 60
+MAX_FUNCTION = 60  # lines, the docstring not counted
 MAX_PARAMETERS = 8
 # Functions that may be longer, each with its reason.
 LONG: dict[str, str] = {}
@@ -85,7 +85,7 @@ def test_files_and_functions_stay_short(path: Path):
         if not isinstance(node, ast.FunctionDef):
             continue
         name = f"{path.relative_to(SRC).as_posix()}:{node.name}"
-        length = (node.end_lineno or node.lineno) - node.lineno + 1
+        length = (node.end_lineno or node.lineno) - node.lineno + 1 - len((ast.get_docstring(node) or "").splitlines())
         assert length <= MAX_FUNCTION or name in LONG, f"{name} has {length} lines"
         count = len(node.args.posonlyargs + node.args.args + node.args.kwonlyargs)
         count -= bool(node.args.args) and node.args.args[0].arg in ("self", "cls")
