@@ -94,6 +94,14 @@ def test_slabs_do_not_show(format: Format, monkeypatch: pytest.MonkeyPatch):
     torch.testing.assert_close(cut, whole, rtol=1e-4, atol=0)
 
 
+@pytest.mark.parametrize("format", FORMATS, ids=str)
+def test_groups_of_zero_importance_are_searched_unweighted(format: Format):
+    w = random(10, 8, 48)
+    blind, plain = format.search(w, torch.zeros(48)), format.search(w)
+    assert torch.equal(blind[0], plain[0])
+    assert (blind[1] is None and plain[1] is None) or torch.equal(*(zero for _, zero in (blind, plain)))  # pyright: ignore[reportArgumentType]
+
+
 def test_more_steps_are_hardly_better_than_the_default():
     w, h = random(7, 128, 64), random(8, 64).abs()
     for format in (Int(4, PerGroup(64)), Int(4, PerGroup(64), False), Int(3, PerGroup(32)), Int(2, PerGroup(32))):

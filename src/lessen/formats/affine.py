@@ -140,7 +140,7 @@ class Int:
 
         Args:
             weight: "out in".
-            importance: h, "in" or "out in", non-negative; None counts every weight alike.
+            importance: h, "in" or "out in", non-negative; None, or zeros throughout a group, counts every weight alike.
             steps: shrink factors to try, for each sign of the scale or each of five zero points; None: 12 if symmetric, else 8.
             low: smallest shrink factor; None chooses by bits and granularity.
             refits: alternations of codes and least-squares scale after the sweep.

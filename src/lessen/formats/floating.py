@@ -202,7 +202,7 @@ class Float:
 
         Args:
             weight: "out in".
-            importance: h, "in" or "out in", non-negative; None counts every weight alike.
+            importance: h, "in" or "out in", non-negative; None, or zeros throughout a group, counts every weight alike.
             steps: shrink factors to try.
             low: smallest shrink factor; half covers every position of the weights within the octaves of the table.
             refits: alternations of codes and least-squares scale after the sweep.

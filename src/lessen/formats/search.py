@@ -60,7 +60,7 @@ def minimise(
 
     Args:
         weight: "out in".
-        importance: h, "in" or "out in", finite, non-negative; None counts all weights alike.
+        importance: h, "in" or "out in", finite, non-negative; None, or zeros throughout a group, counts all weights alike.
         plain: scale and zero point "out group" of the grid that reaches the extremes, as stored.
         granularity: who shares a scale.
         space: what to try.
@@ -121,9 +121,11 @@ class Slab:
         weight = weight.T.contiguous()
         if importance is None:
             return cls(weight, None, weight, space)
-        importance = importance.T.clone(memory_format=torch.contiguous_format)
+        importance = importance.T
+        peak = importance.amax(0) if peak is None else peak
         # Only the ratios within a group matter; without this, tiny importances would underflow when squared sums are formed.
-        importance /= (importance.amax(0) if peak is None else peak).clamp(min=torch.finfo().tiny)
+        # A group whose inputs were all zero has told nothing: its weights count alike.
+        importance = torch.where(peak > 0, importance / peak.clamp(min=torch.finfo().tiny), 1.0).contiguous()
         return cls(weight, importance, weight * importance, space)
 
     def dots(self, inverse: Tensor | float, zero: Tensor | None) -> tuple[Tensor, Tensor]:
