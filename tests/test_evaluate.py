@@ -127,6 +127,11 @@ def test_weights_that_are_bfloat16_already_have_a_noise_floor_too():
     assert 0 < floor["kld_noise"] < floor["kld_noise_p90"] < 0.1
 
 
+def test_the_noise_floor_is_that_of_the_first_windows(original):
+    many = {"text": probe(batch=6, seq=9)}
+    assert prepare(original, many).noise == prepare(original, {"text": many["text"][:4]}).noise
+
+
 def test_rounding_a_checkpoint_rounds_what_is_read_and_nothing_else(original):
     base: Any = open_checkpoint(original)
     narrow: Any = Rounded(base, torch.bfloat16)

@@ -91,6 +91,14 @@ def test_a_backend_that_waits_is_stopped_and_ends_with_its_parent(monkeypatch, t
     assert len(states) == 4 and all(state.count("T") >= 2 for state in states)
 
 
+def test_a_backend_that_used_up_its_time_is_counted_once(monkeypatch, tmp_path):
+    fake = tmp_path / "python"
+    fake.write_text('#!/bin/sh\necho "{}"\nwhile read line; do echo \'{"prefill_tps": 1, "decode_tps": 2, "peak_mb": 3}\'; done\n')
+    fake.chmod(0o755)
+    monkeypatch.setattr(speed.sys, "executable", str(fake))
+    assert [measure([Backend("torch", "x")], SMALL, repeats=4, budget_s=b)[0]["repeats"] for b in (0.0, 1e9)] == [1, 4]
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="Linux ends children with their parent")
 def test_a_stopped_worker_ends_when_its_parent_is_killed():
     """A shell starts a worker and is killed; the stopped worker must not stay behind."""

@@ -77,6 +77,7 @@ def measure(
     repeats: int = 5,
     warmup: int = 1,
     timeout_s: float = 600.0,
+    budget_s: float = 60.0,
     on_event: Listener | None = None,
 ) -> list[dict[str, Any]]:
     """Time every backend on one workload, taking turns.
@@ -87,6 +88,7 @@ def measure(
         threads: shorthand for the threads of the workload.
         repeats: timed runs of each.
         warmup: runs of each that are not counted.
+        budget_s: a backend whose runs have taken longer than this is not repeated again; the row says how many counted.
         timeout_s: longest that loading or one run may take; a backend that takes longer is reported as such.
         on_event: hears of every run.
 
@@ -106,7 +108,8 @@ def measure(
     try:
         for run in range(warmup + repeats):
             for worker in workers:
-                worker.run(keep=run >= warmup)
+                if worker.spent_s < budget_s or run <= warmup:
+                    worker.run(keep=run >= warmup)
                 if on_event:
                     name = f"{worker.backend.runtime} {worker.backend.model}"
                     on_event(Event("speed", run + 1, warmup + repeats, name))
@@ -154,6 +157,7 @@ class _Worker:
 
     def __init__(self, backend: Backend, work: Workload, timeout_s: float):
         self.backend, self._timeout_s, self.reason = backend, timeout_s, ""
+        self.spent_s = 0.0
         self._hello: dict[str, Any] = {}
         self._runs: list[dict[str, float]] = []
         self._log: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 - closed in close()
@@ -170,11 +174,13 @@ class _Worker:
         """One run, unless the backend has failed."""
         if self.reason or self._process.stdin is None:
             return
+        started = time.monotonic()
         self._resume()
         self._process.stdin.write(b"run\n")
         self._process.stdin.flush()
         times = self._answer()
         self._pause()
+        self.spent_s += time.monotonic() - started
         if keep and not self.reason:
             self._runs.append(times)
 
