@@ -22,7 +22,7 @@ def rows(session: Session) -> Iterator[Row | None]:
 
         def made() -> Row:
             """Cost of our file; made again if a resumed run needs it for a peer's row."""
-            arguments = {"smoke": session.smoke, "variant": VARIANT, "method": "default", "work": f"{folder}/work"}
+            arguments = {"smoke": session.smoke, "variant": VARIANT, "method": "default", "work": f"{folder}/work", "written": 0.5}
             arguments |= {"out": folder, "formats": ["gguf"]}
             cost = worker("export", arguments, inline=session.smoke, threads=session.threads)
             return {"codes_equal": cost.pop("answer")["exports"][0]["codes_equal"]} | cost

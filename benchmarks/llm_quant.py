@@ -76,7 +76,7 @@ def _ours(session: Session, variant: str, name: str, method: object, bits: int, 
     def compute() -> Row:
         with tempfile.TemporaryDirectory() as work:
             data = recipe.to_json([method])[0]  # pyright: ignore[reportArgumentType]
-            arguments = {"smoke": session.smoke, "variant": variant, "method": data, "work": work}
+            arguments = {"smoke": session.smoke, "variant": variant, "method": data, "work": work, "written": 0.5 * (name == OURS)}
             cost = worker("quantize", arguments, inline=session.smoke, threads=session.threads)
             quality = worker("score", arguments, inline=session.smoke, threads=session.threads)["answer"]
         return head | cost.pop("answer") | cost | quality

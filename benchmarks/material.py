@@ -1,6 +1,6 @@
 """The model and the texts of the quality benchmarks, made once and kept in the asset cache.
 
-Texts, 512 tokens a window: 32 windows for calibration and 8 more to judge candidates on, both from the calibration split of lessen's
+Texts, 512 tokens a window: 32 windows for calibration and 4 more to judge candidates on, both from the calibration split of lessen's
 built-in text; 16 windows `near` (its evaluation split) and 16 `far` (Brown corpus). No evaluation window shares 32 tokens with calibration.
 """
 
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from benchmarks import assets, tiny, variants
 
-COUNTS = {"calibration": 32, "heldout": 8, "near": 16, "far": 16}
+COUNTS = {"calibration": 32, "heldout": 4, "near": 16, "far": 16}
 LENGTH = 512
 EVALUATION = ("near", "far")
 

@@ -134,9 +134,9 @@ def _planned(arguments: Row) -> Any:
     methods = None if default else recipe.from_json([arguments["method"]])
     blind = methods is not None and not any(method.needs or hasattr(method, "candidates") for method in methods)
     windows = found.windows("calibration", "heldout")
-    # The last fifth is held out by lessen: just the windows of that name. A method that looks at no data is not made to walk over it.
+    # The last ninth is held out by lessen: just the windows of that name. A method that looks at no data is not made to walk over it.
     text = None if blind else torch.cat([windows["calibration"], windows["heldout"]])
-    asked = job.prepare(found.model(arguments["variant"]), recipe=methods, calibration=text, embeddings=default)
+    asked = job.prepare(found.model(arguments["variant"]), recipe=methods, calibration=text, embeddings=default, written=arguments.get("written"))
     plan = asked.plan(Path(arguments["work"]))
     return plan.result, plan.records
 

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from lessen import job as jobs
+from lessen.calibration import WINDOW
 from lessen.core.event import Event, Listener
 from lessen.core.record import Run
 from lessen.engine.plan import Plan
@@ -81,7 +82,7 @@ def compress(
         work: where finished blocks are kept until the end; None: beside `out`. The same call goes on there after a kill.
         overwrite: replace `out` if it exists.
         on_event: hears of every block.
-        request: `recipe`, `to`, `calibration`, `tokens`, `seed`, `embeddings` as in `lessen.job.prepare`.
+        request: `recipe`, `to`, `calibration`, `tokens`, `seed`, `written`, `embeddings` as in `lessen.job.prepare`.
 
     Returns:
         The record of the run, as written to `out/lessen.json`.
@@ -96,9 +97,9 @@ def compress(
             _unknown_export(name)
     if threads is not None:
         torch.set_num_threads(threads)
-    job = jobs.prepare(ref, **request)
-    texts = _evaluation_texts(job, evaluation) if evaluate else {}
     work = Path(work) if work else out.parent / f".{out.name}.lessen-work"
+    job = jobs.prepare(ref, **request, cache=work, on_event=on_event)
+    texts = _evaluation_texts(job, evaluation) if evaluate else {}
     making = _Making(Run(command=command, environment=environment(job.seed)), on_event)
     run = making.run
     run.source = describe_source(job.source)
@@ -158,7 +159,7 @@ def _evaluation_texts(job: "jobs.Job", evaluation: Any) -> dict[str, Tensor]:
         texts = dict(evaluation)
     else:
         documents = [data.read_text(path) for path in evaluation] if evaluation else [builtin("evaluation")]
-        length = int(job.described.get("window", jobs.WINDOW))
+        length = int(job.described.get("window", WINDOW))
         tokenizer = job.source.tokenizer()
         texts = {d.name: data.sequential_windows(tokenizer, d, length)[:EVALUATION_WINDOWS] for d in documents}
     jobs.overlap_check(job, texts)

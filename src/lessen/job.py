@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
+from lessen.calibration import Wish, settle
 from lessen.core.event import Listener
 from lessen.engine import dial as dials
 from lessen.engine.plan import Plan, check, decide, journal_at, passes
@@ -17,13 +18,10 @@ from lessen.models import open_checkpoint
 from lessen.models.checkpoint import Checkpoint
 from lessen.recipe import Dial, Recipe, to_json
 from lessen.stats import data
-from lessen.stats.text import Text as Documents
-from lessen.stats.text import builtin
 
 if TYPE_CHECKING:
     from torch import nn
 
-WINDOW = 512
 TOKENS = 16384
 
 
@@ -61,7 +59,10 @@ def prepare(
     calibration: "str | Path | Tensor | None" = None,
     tokens: int | None = None,
     seed: int | None = None,
+    written: float | None = None,
     embeddings: bool = True,
+    cache: Path | None = None,
+    on_event: Listener | None = None,
 ) -> Job:
     """Settle everything that a run depends on, before any work.
 
@@ -72,7 +73,11 @@ def prepare(
         calibration: text file or directory, "builtin", or token windows "windows seq"; None: what the recipe says, else built-in.
         tokens: how many calibration tokens (16384).
         seed: of everything random (0).
+        written: share of the calibration windows that the model writes itself; see `lessen.calibration.settle`.
         embeddings: also round token table and head, to 8 bits, when the recipe quantizes linears and does not mention them.
+
+        cache: directory that keeps what the model wrote, for the same call again.
+        on_event: hears of the model's writing.
 
     Raises:
         UsageError: a recipe and a dial at once, a grid that does not fit. LessenError: a model or text that cannot be read.
@@ -86,8 +91,10 @@ def prepare(
     source = open_checkpoint(ref)
     methods, notes = _methods(source, recipe, to, embeddings)
     _check_all(source, methods)
-    text, described = _text(source, methods, chosen, tokens, seed)
-    return Job(source, methods, text, described, seed, notes)
+    if not isinstance(chosen, Tensor) and not any(method.needs or len(candidates(method)) > 1 for method in methods):
+        return Job(source, methods, None, {"source": "none: no method looks at data"}, seed, notes)
+    text, described = settle(source, Wish(chosen, tokens, seed, written), cache, on_event)
+    return Job(source, methods, text, described, seed, notes + described.pop("notes"))
 
 
 def plan(ref: "str | Path | nn.Module", *, work: str | Path | None = None, on_event: Listener | None = None, **request: Any) -> Plan:
@@ -97,12 +104,13 @@ def plan(ref: "str | Path | nn.Module", *, work: str | Path | None = None, on_ev
         ref: see `lessen.open_checkpoint`.
         work: where decisions are kept, block by block; the same call again goes on there. None: a fresh temporary directory.
         on_event: hears of every block.
-        request: `recipe`, `to`, `calibration`, `tokens`, `seed`, `embeddings` as in `prepare`.
+        request: `recipe`, `to`, `calibration`, `tokens`, `seed`, `written`, `embeddings` as in `prepare`.
 
     Returns:
         Edits and records; `lessen.apply(model, plan.edits)` carries them out.
     """
-    return prepare(ref, **request).plan(Path(work or tempfile.mkdtemp(prefix="lessen-")), on_event)
+    folder = Path(work or tempfile.mkdtemp(prefix="lessen-"))
+    return prepare(ref, **request, cache=folder, on_event=on_event).plan(folder, on_event)
 
 
 def recipe_json(methods: Sequence[Any]) -> list[dict[str, Any]]:
@@ -135,32 +143,6 @@ def _check_all(source: Checkpoint, methods: Sequence[Any]) -> None:
     for group in passes(methods):
         if group[0].scope == "block":
             check(source, group)
-
-
-def _text(source: Checkpoint, methods: Sequence[Any], calibration: Any, tokens: int, seed: int) -> tuple[Text | None, dict[str, Any]]:
-    """Calibration and held-out windows from one text, drawn together so that they never overlap."""
-    if isinstance(calibration, Tensor):
-        held = max(1, len(calibration) // 5)
-        windows, name = calibration, "token windows given by the caller"
-    else:
-        if not any(method.needs or len(candidates(method)) > 1 for method in methods):
-            return None, {"source": "none: no method looks at data"}
-        length = min(WINDOW, int(source.config.get("max_position_embeddings") or source.config.get("n_positions") or WINDOW))
-        count = max(4, -(-tokens // length))
-        held = max(2, count // 4)
-        documents: Documents = builtin("calibration") if str(calibration) == "builtin" else data.read_text(calibration)
-        windows, name = data.windows(source.tokenizer(), documents, count + held, length, seed), documents.name
-    if len(windows) < 2:
-        raise UsageError("calibration", got=f"{len(windows)} windows", wanted="at least 2: one is held out", remedy="give more text")
-    text = Text(windows[:-held], windows[-held:])
-    described = {
-        "source": name,
-        "tokens": text.calibration.numel(),
-        "heldout_tokens": text.heldout.numel(),
-        "window": windows.shape[1],
-        "sha256": data.sha256(windows),
-    }
-    return text, described
 
 
 def overlap_check(job: Job, evaluation: Mapping[str, Tensor]) -> None:

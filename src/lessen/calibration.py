@@ -1,0 +1,126 @@
+"""What text a run is calibrated on: read, drawn, and half of it written by the model itself where that costs little."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from lessen.core.event import Listener
+from lessen.engine.quantize import Text
+from lessen.errors import UsageError
+from lessen.models.checkpoint import Checkpoint
+from lessen.stats import data
+from lessen.stats.generate import written_by
+from lessen.stats.text import builtin
+
+WINDOW = 512
+WRITES_UP_TO = 500_000_000  # parameters; a larger model writes 8k tokens in minutes instead of seconds
+
+
+@dataclass(frozen=True)
+class Wish:
+    """What was asked for.
+
+    Attributes:
+        source: text file or directory, "builtin", or token windows "windows seq".
+        tokens: calibration tokens in all; of token windows, all but a ninth are used.
+        seed: of windows and writing.
+        written: share of the windows that the model writes; None chooses.
+    """
+
+    source: str | Path | Tensor
+    tokens: int
+    seed: int
+    written: float | None = None
+
+
+def settle(source: Checkpoint, wish: Wish, cache: Path | None = None, on_event: Listener | None = None) -> tuple[Text, dict[str, Any]]:
+    """Calibration windows and, for every eight of them, one held out to judge candidates on; the two share nothing.
+
+    Unless `wish.written` says otherwise, the model itself writes half of both when it has at most `WRITES_UP_TO` parameters and the
+    text is not given as token windows: see `lessen.stats.generate` for why.
+
+    Args:
+        source: the model.
+        wish: what was asked for.
+        cache: directory that keeps what the model wrote.
+        on_event: hears of the model's writing.
+
+    Returns:
+        The windows, and what the record says of them; `notes` in it are sentences for the user.
+
+    Raises:
+        UsageError: a share outside 0 to 1, too few windows. LessenError: text that cannot be read or is too short.
+    """
+    share, notes = _share(source, wish)
+    if isinstance(wish.source, Tensor):
+        windows, name = wish.source, "token windows given by the caller"
+        count = len(windows) - max(1, len(windows) // 9)
+        if len(windows) < 2:
+            raise UsageError("calibration", got=f"{len(windows)} windows", wanted="at least 2: one is held out", remedy="give more text")
+        length, held = windows.shape[1], len(windows) - count
+        own = round(share * count), round(share * held)
+        windows = torch.cat([windows[: count - own[0]], windows[count : len(windows) - own[1]]])
+    else:
+        length = min(WINDOW, int(source.config.get("max_position_embeddings") or source.config.get("n_positions") or WINDOW))
+        count = max(4, -(-wish.tokens // length))
+        held = max(2, count // 8)
+        own = round(share * count), round(share * held)
+        documents = builtin("calibration") if str(wish.source) == "builtin" else data.read_text(wish.source)
+        name = documents.name
+        windows = data.windows(source.tokenizer(), documents, max(1, count + held - sum(own)), length, wish.seed)
+    mine = _written(source, sum(own), length, wish.seed, cache, on_event)
+    cut = count - own[0]
+    calibration, heldout = torch.cat([windows[:cut], mine[: own[0]]]), torch.cat([windows[cut:][: held - own[1]], mine[own[0] :]])
+    described = {
+        "source": name + (f"; {own[0] / count:.0%} written by the model" if own[0] else ""),
+        "tokens": calibration.numel(),
+        "heldout_tokens": heldout.numel(),
+        "window": length,
+        "sha256": data.sha256(torch.cat([calibration, heldout])),
+        "notes": notes,
+    }
+    return Text(calibration, heldout), described
+
+
+def _share(source: Checkpoint, wish: Wish) -> tuple[float, list[str]]:
+    """How much the model is to write."""
+    if wish.written is not None:
+        if not 0 <= wish.written <= 1:
+            raise UsageError("written", got=f"{wish.written:g}", wanted="a share from 0 to 1")
+        return wish.written, []
+    if isinstance(wish.source, Tensor):
+        return 0.0, []
+    parameters = sum(prod(source.shape(name)) for name in source.names)
+    if parameters > WRITES_UP_TO:
+        return 0.0, [
+            f"Calibrated on text alone: letting a model of {parameters / 1e9:.1f} B parameters write half of it takes long (--written 0.5)."
+        ]
+    return 0.5, [
+        "Half of the calibration text is written by the model itself, so that the result holds on other kinds of text (--written)."
+    ]
+
+
+def _written(source: Checkpoint, count: int, length: int, seed: int, cache: Path | None, on_event: Listener | None) -> Tensor:
+    """Windows that the model wrote, from `cache` if they are there."""
+    if count == 0:
+        return torch.empty(0, length, dtype=torch.int64)
+    key: Mapping[str, str] = {"model": source.fingerprint(), "windows": f"{count} of {length}, seed {seed}"}
+    path = None if cache is None else cache / "written.safetensors"
+    if path is not None and path.exists():
+        with safe_open(path, "pt") as file:
+            if file.metadata() == key:
+                return file.get_tensor("windows")
+    windows = written_by(source, count, length, seed, on_event=on_event)
+    if path is not None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        aside = path.with_suffix(".aside")
+        save_file({"windows": windows}, aside, metadata=dict(key))
+        aside.replace(path)
+    return windows
