@@ -145,6 +145,7 @@ def quality_table(run: Run) -> Table:
         row("Perplexity after", "ppl"),
         ("Perplexity change", *(rise(text) for text in texts)),
         row("KL mean", "kld_mean"),
+        row("KL standard error", "kld_error"),
         row("KL median", "kld_median"),
         row("KL 90th percentile", "kld_p90"),
         row("KL noise floor", "kld_noise"),

@@ -169,7 +169,7 @@ def _block_panel(axes: "Axes", blocks: list[Record], names: list[str], kept: lis
 
 def _marks(axes: "Axes", points: Iterable[tuple[Record, float | None]], kept: list[str]) -> None:
     points = list(points)
-    axes.plot([r.block for r, _ in points], [error or math.nan for _, error in points], color=svg.ACCENT, linewidth=1, alpha=0.4)
+    axes.plot([r.block or 0 for r, _ in points], [error or math.nan for _, error in points], color=svg.ACCENT, linewidth=1, alpha=0.4)
     for i, name in enumerate(kept):
         mine = [(r.block, error) for r, error in points if r.method == name and error]
         if mine:

@@ -82,7 +82,8 @@ def inline(fig: "Figure", name: str, title: str, description: str) -> str:
     text = buffer.getvalue()
     text = text[text.index("<svg") :]
     text = re.sub(r"<style.*?</style>|<metadata>.*?</metadata>|<!--.*?-->", "", text, flags=re.DOTALL)
-    text = re.sub(r'<g id="[^"]*">', "<g>", text)
+    used = set(re.findall(r'(?:url\(#|href="#)([^")]*)', text))
+    text = re.sub(r' id="([^"]*)"', lambda match: match[0] if match[1] in used else "", text)
     text = re.sub(r"font-family: [^;\"]*;? ?", "", text)
     for stand_in, variable in VARIABLES.items():
         text = text.replace(stand_in, f"var(--{variable})")
