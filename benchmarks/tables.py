@@ -1,0 +1,74 @@
+"""The measured tables of the README, made from benchmarks/results: python -m benchmarks.tables [--check].
+
+A table stands between `<!-- NAME -->` and `<!-- /NAME -->`; a test keeps it equal to the committed results.
+"""
+
+import json
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "benchmarks" / "results"
+README = ROOT / "README.md"
+
+
+def quality() -> str:
+    """llm_quant on the rescaled variant: one row a method and grid."""
+    lines = ["| grid | method | bits per weight | KL near | KL far | top-1 far | CPU-s | peak MB |", "|---|---|--:|--:|--:|--:|--:|--:|"]
+    for row in _rows("llm_quant"):
+        if row.get("variant") != "rescaled" or row.get("near_kld") is None or row.get("method") == "float32":
+            continue
+        grid = f"W{row['bits']} g{row['group'] or 'row'}"
+        figures = [_figure(row, key, digits) for key, digits in (("bpw", 2), ("near_kld", 3), ("far_kld", 3), ("far_top1", 3))]
+        lines.append(f"| {grid} | {row['method']} | {' | '.join(figures)} | {_figure(row, 'cpu_seconds', 0)} | {_figure(row, 'peak_mb', 0)} |")
+    return "\n".join(lines)
+
+
+def goals() -> str:
+    """Every figure that was promised, with what was measured."""
+    lines = ["| figure | measured | to reach | |", "|---|--:|--:|---|"]
+    for path in sorted(RESULTS.glob("*.json")):
+        for goal in json.loads(path.read_text())["goals"]:
+            value = "not measured" if goal["value"] is None else f"{goal['value']:.4g}" if isinstance(goal["value"], float) else goal["value"]
+            verdict = {True: "met", False: "**missed**", None: ""}[goal["met"]]
+            lines.append(f"| `{path.stem}`: {goal['name']} | {value} | {goal['target']} | {verdict} |")
+    return "\n".join(lines)
+
+
+TABLES = {"quality": quality, "goals": goals}
+
+
+def fresh(text: str) -> str:
+    """The README with its tables made again."""
+    for name, table in TABLES.items():
+        text = re.sub(
+            rf"(<!-- {name} -->\n).*?(\n<!-- /{name} -->)", lambda found, made=table(): found[1] + made + found[2], text, flags=re.DOTALL
+        )
+    return text
+
+
+def _rows(name: str) -> list[dict[str, Any]]:
+    path = RESULTS / f"{name}.json"
+    return json.loads(path.read_text())["rows"] if path.exists() else []
+
+
+def _figure(row: dict[str, Any], key: str, digits: int) -> str:
+    value = row.get(key)
+    return "" if value is None else f"{value:.{digits}f}"
+
+
+def main(arguments: list[str]) -> int:
+    text = README.read_text()
+    if "--check" in arguments:
+        if fresh(text) != text:
+            print("README.md: its tables are not those of benchmarks/results; run python -m benchmarks.tables", file=sys.stderr)
+            return 1
+        return 0
+    README.write_text(fresh(text))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
