@@ -27,10 +27,11 @@ SECONDS = 300  # CPU-seconds that a configuration of the goals may take
 def methods(bits: int, group: int | None) -> dict[str, object]:
     """What is compared on one grid, by name."""
     return {
-        "RTN absmax": RTN(bits, group, scale="absmax"),
+        "RTN absmax": RTN(bits, group, full_range=False, scale="absmax"),
+        "RTN full range": RTN(bits, group, scale="absmax"),
         "RTN mse": RTN(bits, group, scale="mse"),
         "RTN hessian": RTN(bits, group, scale="hessian"),
-        "GPTQ plain": GPTQ(bits, group, scale="absmax", reorder=False, polish=0),
+        "GPTQ plain": GPTQ(bits, group, full_range=False, scale="absmax", reorder=False, shrinkage=0.0, polish=0),
         "GPTQ": GPTQ(bits, group),
         "AWQ": AWQ(bits, group),
         OURS: dial.candidates(bits, group),
