@@ -4,7 +4,6 @@ A table stands between `<!-- NAME -->` and `<!-- /NAME -->`; a test keeps it equ
 """
 
 import json
-import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -21,8 +20,8 @@ def quality() -> str:
         if row.get("variant") != "rescaled" or row.get("near_kld") is None or row.get("method") == "float32":
             continue
         grid = f"W{row['bits']} g{row['group'] or 'row'}"
-        figures = [_figure(row, key, digits) for key, digits in (("bpw", 2), ("near_kld", 3), ("far_kld", 3), ("far_top1", 3))]
-        lines.append(f"| {grid} | {row['method']} | {' | '.join(figures)} | {_figure(row, 'cpu_seconds', 0)} | {_figure(row, 'peak_mb', 0)} |")
+        columns = (("bpw", 2), ("near_kld", 3), ("far_kld", 3), ("far_top1", 3), ("cpu_seconds", 0), ("peak_mb", 0))
+        lines.append(f"| {grid} | {row['method']} | {' | '.join(_figure(row, key, digits) for key, digits in columns)} |")
     return "\n".join(lines)
 
 
@@ -31,7 +30,8 @@ def goals() -> str:
     lines = ["| figure | measured | to reach | |", "|---|--:|--:|---|"]
     for path in sorted(RESULTS.glob("*.json")):
         for goal in json.loads(path.read_text())["goals"]:
-            value = "not measured" if goal["value"] is None else f"{goal['value']:.4g}" if isinstance(goal["value"], float) else goal["value"]
+            have = goal["value"]
+            value = "not measured" if have is None else f"{have:.4g}" if isinstance(have, float) else have
             verdict = {True: "met", False: "**missed**", None: ""}[goal["met"]]
             lines.append(f"| `{path.stem}`: {goal['name']} | {value} | {goal['target']} | {verdict} |")
     return "\n".join(lines)
@@ -43,9 +43,9 @@ TABLES = {"quality": quality, "goals": goals}
 def fresh(text: str) -> str:
     """The README with its tables made again."""
     for name, table in TABLES.items():
-        text = re.sub(
-            rf"(<!-- {name} -->\n).*?(\n<!-- /{name} -->)", lambda found, made=table(): found[1] + made + found[2], text, flags=re.DOTALL
-        )
+        start, end = f"<!-- {name} -->\n", f"\n<!-- /{name} -->"
+        before, _, rest = text.partition(start)
+        text = before + start + table() + end + rest.partition(end.strip())[2]
     return text
 
 
