@@ -74,6 +74,8 @@ class Calibration:
     """A .txt or .jsonl file, a directory of them, or "builtin"."""
     tokens: int | None = None
     """How many calibration tokens to read."""
+    written: Annotated[float | None, Parameter(metavar="SHARE")] = None
+    """Share of the calibration text that the model writes itself, 0 to 1. Without it: half, for models of up to 500M parameters."""
     seed: int | None = None
     """Seed of everything random; the same seed repeats the run to the bit."""
 
