@@ -136,7 +136,8 @@ def _planned(arguments: Row) -> Any:
     windows = found.windows("calibration", "heldout")
     # The last ninth is held out by lessen: just the windows of that name. A method that looks at no data is not made to walk over it.
     text = None if blind else torch.cat([windows["calibration"], windows["heldout"]])
-    asked = job.prepare(found.model(arguments["variant"]), recipe=methods, calibration=text, embeddings=default, written=arguments.get("written"))
+    written = arguments.get("written")
+    asked = job.prepare(found.model(arguments["variant"]), recipe=methods, calibration=text, embeddings=default, written=written)
     plan = asked.plan(Path(arguments["work"]))
     return plan.result, plan.records
 
