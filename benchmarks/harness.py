@@ -90,7 +90,7 @@ class Session:
             print(f"{self.name}: {key} ...", file=sys.stderr, flush=True)
             row = compute()
             self.kept[key] = {"key": key, **row, "wall_seconds": round(time.perf_counter() - start, 1)}
-            if self.side is not None:
+            if self.side is not None and "skipped" not in row:  # what could not be measured is tried again next time
                 with self.side.open("a") as file:
                     file.write(json.dumps({"key": key, "row": self.kept[key]}) + "\n")
             print(f"{self.name}: {key}: {self.kept[key]['wall_seconds']} s", file=sys.stderr, flush=True)

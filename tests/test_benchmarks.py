@@ -62,6 +62,8 @@ def test_finished_rows_survive_a_kill_and_other_settings_do_not_take_them(tmp_pa
     row = again.row("a", never)
     assert row is not None and row["value"] == 1
     assert "b" not in again.kept
+    assert again.row("c", lambda: {"skipped": "no network"}) is not None
+    assert "c" not in Session("x", side=side).kept
     assert Session("x", side=side, again="a").kept == {}
     assert Session("x", side=side).row("a", lambda: {"value": 2}) == {"key": "a", "value": 2, "wall_seconds": 0.0}
     assert Session("x", side=side, smoke=True).kept == {}
