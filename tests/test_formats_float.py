@@ -79,8 +79,12 @@ def test_ties_just_above_and_just_below_a_midpoint_fall_to_their_own_side(kind: 
 
 @kinds
 def test_nearest_is_decode_of_encode(kind: Minifloat):
-    x = FINITE_HALVES
-    assert torch.equal(kind.nearest(x).view(torch.int32), kind.decode(kind.encode(x)).view(torch.int32))
+    table = magnitudes(kind)
+    middle = (table[:-1] + table[1:]) / 2
+    infinity = torch.tensor(torch.inf)
+    edges = torch.cat([middle, middle.nextafter(infinity), middle.nextafter(-infinity), table, torch.tensor([1e-45, 3e38, torch.inf])])
+    for x in (FINITE_HALVES, edges, -edges):
+        assert torch.equal(kind.nearest(x).view(torch.int32), kind.decode(kind.encode(x)).view(torch.int32))
 
 
 @kinds

@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lessen.errors import UsageError
@@ -21,6 +21,7 @@ formats = st.one_of(
 
 
 @given(formats)
+@settings(deadline=None)
 def test_every_format_comes_back_equal(format: Format):
     assert from_json(json.loads(json.dumps(to_json(format)))) == format
 

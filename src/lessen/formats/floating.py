@@ -82,9 +82,16 @@ class Minifloat:
         return values(self).to(code.device)[code.int()]
 
     def nearest(self, x: Tensor) -> Tensor:
-        """Nearest values, float32: `decode(encode(x))`, but NaN passes as the largest value."""
-        code = torch.bucketize(x.abs(), thresholds(self).to(x.device), out_int32=True)
-        return magnitudes(self).to(x.device)[code].copysign(x)
+        """Nearest values, float32: `decode(encode(x))` by arithmetic, several times faster than the table. NaN stays NaN.
+
+        Between two powers of two the values are evenly spaced, 2^M to the octave, so dividing by that spacing and rounding to a whole
+        number is rounding to the format; an even number is an even mantissa.
+        """
+        x = x.float().clamp(-self.largest, self.largest)
+        octave = (x.view(torch.int32) & 0x7F800000).view(torch.float32)  # the largest power of two that is not above |x|
+        smallest_normal = 2.0 ** (2 - (1 << (self.exponent - 1)))
+        spacing = octave.clamp_(min=smallest_normal).mul_(2.0**-self.mantissa)
+        return (x / spacing).round_().mul_(spacing)
 
 
 KINDS = {"e4m3": Minifloat(4, 3, "nan"), "e5m2": Minifloat(5, 2, "ieee"), "e2m1": Minifloat(2, 1, "none")}
