@@ -20,6 +20,7 @@ LAYERS = [
     ["methods"],
     ["recipe", "environment"],
     ["engine", "evaluate", "export", "report"],
+    ["calibration"],
     ["job"],
     ["compress"],
     ["cli"],
@@ -33,7 +34,10 @@ MAX_PARAMETERS = 8
 # Functions that may be longer, each with its reason.
 LONG: dict[str, str] = {}
 # Functions that may take more parameters, each with its reason.
-WIDE: dict[str, str] = {"compress.py:compress": "the front door; each is one question that a user may have"}
+WIDE: dict[str, str] = {
+    "compress.py:compress": "the front door; each is one question that a user may have",
+    "job.py:prepare": "the questions that compress and plan have in common",
+}
 
 
 def part(path: Path) -> str:

@@ -76,8 +76,6 @@ class Calibration:
     """How many calibration tokens to read."""
     written: Annotated[float | None, Parameter(metavar="SHARE")] = None
     """Share of the calibration text that the model writes itself, 0 to 1. Without it: half, for models of up to 500M parameters."""
-    written: Annotated[float | None, Parameter(metavar="SHARE")] = None
-    """Share of the calibration text that the model writes itself, from 0 to 1."""
     seed: int | None = None
     """Seed of everything random; the same seed repeats the run to the bit."""
 
@@ -116,5 +114,4 @@ def wishes(methods: Methods, calibration: Calibration) -> dict[str, Any]:
         "tokens": calibration.tokens,
         "written": calibration.written,
         "seed": calibration.seed,
-        "written": calibration.written,
     }
