@@ -6,7 +6,7 @@ import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,6 +24,7 @@ from lessen.errors import LessenError, UsageError
 from lessen.evaluate.cost import cost
 from lessen.evaluate.language import evaluate as evaluate_language
 from lessen.evaluate.language import prepare as prepare_reference
+from lessen.evaluate.speed import usable_processors
 from lessen.export import EXPORTERS, export
 from lessen.formats import spec
 from lessen.models import open_checkpoint
@@ -46,7 +47,7 @@ class _Making:
 
     run: Run
     on_event: Listener | None
-    phases: dict[str, float] = field(default_factory=dict)
+    threads: int | None
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
@@ -78,7 +79,7 @@ def compress(
         exports: further formats; None takes GGUF and ONNX where the result fits them.
         evaluation: held-out text files, or token windows by name; None takes the built-in evaluation text.
         evaluate: measure quality and speed.
-        threads: processor threads for torch and the runtimes; None leaves them as they are.
+        threads: processor threads for torch and the runtimes; None leaves torch as it is and times runtimes on all cores but one.
         work: where finished blocks are kept until the end; None: beside `out`. The same call goes on there after a kill.
         overwrite: replace `out` if it exists.
         on_event: hears of every block.
@@ -96,11 +97,13 @@ def compress(
         if name not in PLACES:
             _unknown_export(name)
     if threads is not None:
+        if not 1 <= threads <= usable_processors():
+            raise UsageError("--threads", got=str(threads), wanted=f"1 to {usable_processors()}, the processors this process may use")
         torch.set_num_threads(threads)
     work = Path(work) if work else out.parent / f".{out.name}.lessen-work"
     job = jobs.prepare(ref, **request, cache=work, on_event=on_event)
     texts = _evaluation_texts(job, evaluation) if evaluate else {}
-    making = _Making(Run(command=command, environment=environment(job.seed)), on_event)
+    making = _Making(Run(command=command, environment=environment(job.seed)), on_event, threads)
     run = making.run
     run.source = describe_source(job.source)
     run.recipe, run.calibration, run.notes = jobs.recipe_json(job.methods), job.described, list(job.notes)
@@ -206,7 +209,7 @@ def _measure(making: _Making, job: "jobs.Job", result: Checkpoint, stage: Path, 
     with making.phase("samples"):
         run.samples = samples(job.source, result, on_event=making.on_event)
     with making.phase("speed"):
-        run.speed = measure(runtimes(job.source, stage), threads=torch.get_num_threads(), on_event=making.on_event)
+        run.speed = measure(runtimes(job.source, stage), threads=making.threads, on_event=making.on_event)
 
 
 def _report(run: Run, stage: Path, out: Path) -> None:
