@@ -1,6 +1,7 @@
 """The main job: a model in, a smaller one out, in the formats that runtimes open, with the evidence."""
 
 import os
+import shlex
 import shutil
 import sys
 import time
@@ -50,10 +51,10 @@ class _Making:
     threads: int | None
 
     @contextmanager
-    def phase(self, name: str) -> Iterator[None]:
+    def phase(self, name: str, about: str = "") -> Iterator[None]:
         started = time.perf_counter()
-        if self.on_event:
-            self.on_event(Event(name, 0, 0, name))
+        if self.on_event and about:
+            self.on_event(Event(name, 0, 0, about))
         yield
         self.run.seconds[name] = self.run.seconds.get(name, 0.0) + time.perf_counter() - started
 
@@ -91,7 +92,7 @@ def compress(
     Raises:
         UsageError: `out` exists, an unknown export. LessenError: anything that stops the run; `out` is then untouched.
     """
-    out, command = Path(out), " ".join(["lessen", *sys.argv[1:]]) if Path(sys.argv[0]).name == "lessen" else "python"
+    out = Path(out)
     _check_out(out, overwrite)
     for name in exports or ():
         if name not in PLACES:
@@ -103,7 +104,7 @@ def compress(
     work = Path(work) if work else out.parent / f".{out.name}.lessen-work"
     job = jobs.prepare(ref, **request, cache=work, on_event=on_event)
     texts = _evaluation_texts(job, evaluation) if evaluate else {}
-    making = _Making(Run(command=command, environment=environment(job.seed)), on_event, threads)
+    making = _Making(Run(command=_command(), environment=environment(job.seed)), on_event, threads)
     run = making.run
     run.source = describe_source(job.source)
     run.recipe, run.calibration, run.notes = jobs.recipe_json(job.methods), job.described, list(job.notes)
@@ -116,6 +117,7 @@ def compress(
         _write(making, job, plan, stage, exports)
         result = open_checkpoint(stage)
         run.sizes = {"before": cost(job.source), "after": cost(result)}
+        run.notes += _already_small(run)
         if texts:
             _measure(making, job, result, stage, texts)
         _report(run, stage, out)
@@ -126,6 +128,22 @@ def compress(
         shutil.rmtree(stage, ignore_errors=True)
     shutil.rmtree(work, ignore_errors=True)
     return run
+
+
+def _command() -> str:
+    """How this process was started, if it is the command line."""
+    program = Path(sys.argv[0])
+    ours = program.name == "lessen" or (program.name == "__main__.py" and program.parent.name == "lessen")
+    return shlex.join(["lessen", *sys.argv[1:]]) if ours else "python"
+
+
+def _already_small(run: Run) -> list[str]:
+    """A word of caution where "before" is itself a quantized file."""
+    bpw = run.sizes["before"]["bpw"]
+    if bpw > 15:
+        return []
+    whole = run.sizes["before"]["parameters"] * 2 / 1e6
+    return [f"The source is a quantized file already ({bpw:.2f} bits per weight); at 16 bits the same model takes {whole:.0f} MB."]
 
 
 def describe_source(source: Checkpoint) -> dict[str, Any]:
@@ -173,13 +191,13 @@ def _write(making: _Making, job: "jobs.Job", plan: Plan, stage: Path, exports: S
     """The Hugging Face directory and the other formats, each with its proof."""
     run, result = making.run, plan.result
     probe = None if job.text is None else job.text.heldout[:1, :128]
-    with making.phase("write"):
+    with making.phase("write", "the Hugging Face directory"):
         run.exports.append(_relative(export(result, stage, "huggingface", probe=probe, on_event=making.on_event), stage))
     quantized = {name: found for name in result.names if (found := result.quantized(name))}
     run.formats = {name: spec.to_json(found.format) for name, found in quantized.items()}
     run.save(stage / "lessen.json")
     for name in exports if exports is not None else DEFAULT_EXPORTS:
-        with making.phase(f"export {name}"):
+        with making.phase(f"export {name}", EXPORTERS[name].summary):
             (stage / PLACES[name]).parent.mkdir(exist_ok=True)
             try:
                 run.exports.append(_relative(export(result, stage / PLACES[name], name, probe=probe, on_event=making.on_event), stage))
@@ -203,13 +221,14 @@ def _measure(making: _Making, job: "jobs.Job", result: Checkpoint, stage: Path, 
     from lessen.evaluate.speed import measure, runtimes
 
     run = making.run
-    with making.phase("evaluate"):
+    with making.phase("evaluate", f"the original and the result on {', '.join(texts)}"):
         reference = prepare_reference(job.source, texts, on_event=making.on_event)
         run.quality = evaluate_language(result, reference, on_event=making.on_event)
-    with making.phase("samples"):
+    with making.phase("samples", "what both models write"):
         run.samples = samples(job.source, result, on_event=making.on_event)
-    with making.phase("speed"):
-        run.speed = measure(runtimes(job.source, stage), threads=making.threads, on_event=making.on_event)
+    with making.phase("speed", "every runtime, taking turns"):
+        rows = measure(runtimes(job.source, stage), threads=making.threads, on_event=making.on_event)
+        run.speed = [{**row, "path": row["path"].replace(f"{stage}/", "")} for row in rows]
 
 
 def _report(run: Run, stage: Path, out: Path) -> None:

@@ -63,7 +63,7 @@ def sample(model: nn.Module, tokens: Tensor, length: int, random: torch.Generato
         tokens: int64, "batch seq".
         length: tokens in each row at the end.
         random: source of randomness.
-        on_event: hears of every 32nd token.
+        on_event: hears of every 64th token.
 
     Returns:
         int64, "batch length".
@@ -74,6 +74,6 @@ def sample(model: nn.Module, tokens: Tensor, length: int, random: torch.Generato
             answer = model(input_ids=out[-1], past_key_values=cache, use_cache=True, logits_to_keep=1)
             cache = answer.past_key_values
             out.append(torch.multinomial(torch.softmax(answer.logits[:, -1].float(), -1), 1, generator=random))
-            if on_event and step % 32 == 0:
-                on_event(Event("write calibration text", step, length))
+            if on_event and step % 64 == 0:
+                on_event(Event("calibrate", step, length, "the model writes half of its calibration text"))
     return torch.cat(out, 1)
