@@ -94,7 +94,7 @@ def headline(run: Run) -> str:
     small, big = after(run, "size_bytes"), before(run, "size_bytes")
     shrink = ratio(big, small)
     text = f"{label(run)} went from {size(big)} to {size(small)}" if big and small else f"{label(run)} was compressed"
-    if shrink:
+    if shrink and shrink > 1:
         text += f", {number(shrink)} times smaller"
     kld, ppl, reference = (quality_mean(run, key) for key in ("kld_mean", "ppl", "ppl_reference"))
     if kld is not None:
@@ -110,7 +110,7 @@ def four(run: Run) -> list[Figure]:
     """The numbers under the headline: size, bits per weight, quality cost, speed won."""
     shrink = ratio(before(run, "size_bytes"), after(run, "size_bytes"))
     was = before(run, "size_bytes")
-    size_detail = f"from {size(was)}" + (f", {number(shrink)} × smaller" if shrink else "") if was else "of the weights"
+    size_detail = f"from {size(was)}" + (f", {number(shrink)} × smaller" if shrink and shrink > 1 else "") if was else "of the weights"
     bpw, bpw_before = after(run, "bpw"), before(run, "bpw")
     kld, noise = quality_mean(run, "kld_mean"), quality_mean(run, "kld_noise")
     floor = f"noise floor {number(noise)}" if noise is not None else "noise floor not measured"

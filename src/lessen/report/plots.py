@@ -4,6 +4,7 @@ A plot that has nothing to show is None; the page then says so.
 """
 
 import math
+import re
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -67,7 +68,7 @@ def quality_against_bytes(run: Run, wide: bool) -> str | None:
     top, right = max(max(p.klds) for p in points) or 1.0, max(p.x for p in points)
     axes.set(xlim=(0, right * 1.06), ylim=(-0.04 * top, top * 1.2), xlabel="size of the weights")
     axes.set_title("KL to the original, nats per token", loc="left", color=svg.MUTED)
-    axes.xaxis.set_major_formatter(lambda x, _: size(x) if x else "0")
+    axes.xaxis.set_major_formatter(lambda x, _: re.sub(r"\.0+ ", " ", size(x)) if x else "0")
     axes.locator_params(axis="x", nbins=8 if wide else 4)
     axes.locator_params(axis="y", nbins=6)
     floor = facts.quality_mean(run, "kld_noise")
@@ -99,8 +100,9 @@ def _label(axes: "Axes", points: list[_Point], wide: bool, right: float, top: fl
     """Names in a column beside the crowd, sorted by height, joined to their marks by thin lines."""
     crowd = sorted((p for p in points if p.kind != "source"), key=lambda p: (-p.y, p.x))
     column = max(p.x for p in crowd) + right * (0.05 if wide else 0.09)
-    if column > right * 0.75:
-        column = min(p.x for p in crowd) - right * (0.2 if wide else 0.55)
+    left = column > right * (0.75 if wide else 0.5)
+    if left:
+        column = min(p.x for p in crowd) - right * (0.05 if wide else 0.09)
     step = top * 0.085
     height = math.inf
     for i, p in enumerate(crowd):
@@ -111,9 +113,10 @@ def _label(axes: "Axes", points: list[_Point], wide: bool, right: float, top: fl
             (p.x, p.y),
             (column, height),
             va="center",
+            ha="right" if left else "left",
             color=p.colour,
             fontweight="bold" if p.kind == "result" else "normal",
-            arrowprops={"arrowstyle": "-", "color": svg.LINE, "linewidth": 1, "relpos": (0, 0.5), "shrinkA": 3, "shrinkB": 6},
+            arrowprops={"arrowstyle": "-", "color": svg.LINE, "linewidth": 1, "relpos": (float(left), 0.5), "shrinkA": 3, "shrinkB": 6},
         )
     for p in points:
         if p.kind == "source":
