@@ -127,7 +127,18 @@ def make_run(blocks: int = 30) -> Run:
         },
         quality=quality,
         speed=[
-            {"runtime": r, "model": m, "prefill_tps": p, "decode_tps": d, "batch": 1, "threads": 1, "prompt_tokens": 256, "new_tokens": 64}
+            {
+                "runtime": r,
+                "model": m,
+                "prefill_tps": p,
+                "decode_tps": d,
+                "batch": 1,
+                "threads": 1,
+                "prompt_tokens": 256,
+                "new_tokens": 64,
+                "decode_range": [0.9 * d, 1.1 * d],
+                "machine_load": 0.25,
+            }
             for r, m, p, d in speed
         ],
         exports=[

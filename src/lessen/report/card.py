@@ -19,6 +19,7 @@ def model_card(run: Run) -> str:
         escaped(facts.headline(run)),
         section("Before and after", [facts.size_table(run), facts.quality_table(run)], "Neither sizes nor quality were measured."),
         section("Speed", [facts.speed_table(run)], "Speed was not measured in this run."),
+        escaped(facts.workload(run)),
         "## How to load it\n\n" + "\n\n".join(_loading(run)),
         section("Files", [facts.export_table(run)], "Nothing was exported beside the model directory itself."),
         "## Method\n\n" + _method(run),
@@ -27,7 +28,7 @@ def model_card(run: Run) -> str:
         "## Limits\n\n" + _limits(run),
         "`report.html` shows errors by block, bits by tensor and text samples; `lessen.json` holds every figure.",
     ]
-    return "\n\n".join(parts) + "\n"
+    return "\n\n".join(part for part in parts if part) + "\n"
 
 
 def _front_matter(run: Run) -> str:

@@ -83,10 +83,14 @@ def conditions(row: dict[str, Any]) -> str:
 
 
 def workload(run: Run) -> str:
-    """What was timed, if it was the same for all."""
+    """What was timed, if it was the same for all, and how busy the machine was."""
     done = {(row.get("prompt_tokens"), row.get("new_tokens")) for row in run.speed}
     prompt, new = done.pop() if len(done) == 1 else (None, None)
-    return f"Prompt of {prompt} tokens, {new} tokens generated." if prompt and new else ""
+    parts = [f"Prompt of {prompt} tokens, {new} tokens generated."] if prompt and new else []
+    load = max((row["machine_load"] for row in run.speed if row.get("machine_load") is not None), default=None)
+    if load is not None:
+        parts.append(f"Machine load from other processes when timing began: {number(float(load), 2)}.")
+    return " ".join(parts)
 
 
 def headline(run: Run) -> str:

@@ -19,12 +19,13 @@ def markdown(run: Run) -> str:
         section("Methods kept", [facts.share_table(run), facts.cut_table(run)], "Nothing was changed in this run."),
         "## Samples\n\n" + ("\n\n".join(map(sample, run.samples)) or "No text was sampled in this run."),
         section("Speed", [facts.speed_table(run)], "Speed was not measured in this run."),
+        escaped(facts.workload(run)),
         section("Files", [facts.export_table(run)], "Nothing was exported beside the model directory itself."),
         "## Choices made for you\n\n" + notes(run),
         "## How it was made\n\n" + how(run),
         *(table(t) for t in facts.provenance(run) if t.rows),
     ]
-    return "\n\n".join(parts) + "\n"
+    return "\n\n".join(part for part in parts if part) + "\n"
 
 
 def section(title: str, tables: Sequence[Table], missing: str) -> str:

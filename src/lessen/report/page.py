@@ -74,6 +74,7 @@ def _bars(run: Run) -> list[tuple[str, list[dict[str, Any]]]]:
                 "width": round(100 * row[key] / most, 1),
                 "small": row.get("model") != "source",
                 "conditions": facts.conditions(row),
+                "range": " to ".join(number(float(x)) for x in row.get(key.replace("tps", "range"), ())),
             }
             for row in rows
         ]
