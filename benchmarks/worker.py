@@ -131,7 +131,7 @@ def _planned(arguments: Row) -> Any:
 
     found = material(arguments["smoke"])
     default = arguments["method"] == "default"
-    methods = None if default else recipe.from_json([arguments["method"]])
+    methods: Any = None if default else recipe.from_json([arguments["method"]])
     blind = methods is not None and not any(method.needs or hasattr(method, "candidates") for method in methods)
     windows = found.windows("calibration", "heldout")
     # The last ninth is held out by lessen: just the windows of that name. A method that looks at no data is not made to walk over it.

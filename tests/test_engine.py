@@ -40,7 +40,7 @@ def planned(tmp_path, methods, source=None, on_event=None, given=None):
 
 
 def test_no_block_is_worse_than_rtn(tmp_path):
-    plan = planned(tmp_path, [Select((GPTQ(**GRID), AWQ(**GRID)))])  # pyright: ignore[reportArgumentType]
+    plan = planned(tmp_path, [Select((GPTQ(**GRID), AWQ(**GRID)))])
     rows = [record for record in plan.records if record.candidates]
     assert rows
     for record in rows:

@@ -65,7 +65,7 @@ class BlockPass:
     """One walk that quantizes: methods of scope "block" on the linears, and on the embeddings before the first block."""
 
     checkpoint: Checkpoint
-    methods: Sequence[Method]
+    methods: Sequence[Any]
     text: Text | None
     journal: Journal
     index: int
@@ -143,7 +143,7 @@ class BlockPass:
         records = [Record(**{**vars(r), "error": linear_errors.get(r.unit, r.error)}) for r in records]
         return edits, records, after
 
-    def _decide(self, method: Method, index: int, inputs: Inputs, weights: Mapping[str, Tensor], stats: Mapping[str, Any]) -> list[Edit]:
+    def _decide(self, method: Any, index: int, inputs: Inputs, weights: Mapping[str, Tensor], stats: Mapping[str, Any]) -> list[Edit]:
         """One method's edits for a whole block; units that rescale their producers come before the producers themselves."""
         edits: list[Edit] = []
         chosen = [unit for unit in self.found[index] if unit.kind == method.kind]
@@ -164,7 +164,7 @@ class BlockPass:
             self.on_event(Event("quantize", block + 1, stream.blocks, message, error, bits, seconds))
 
 
-def candidates(method: Method) -> tuple[Method, ...]:
+def candidates(method: Any) -> tuple[Any, ...]:
     """The methods to try on a block."""
     return method.candidates if isinstance(method, Select) else (method,)
 

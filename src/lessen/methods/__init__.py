@@ -11,4 +11,4 @@ from lessen.methods.wanda import Wanda
 
 METHODS = (RTN, GPTQ, AWQ, Select, Magnitude, Wanda, FLAP, BlockInfluence)
 
-__all__ = ["METHODS", *(method.__name__ for method in METHODS)]
+__all__ = ["AWQ", "FLAP", "GPTQ", "METHODS", "RTN", "BlockInfluence", "Magnitude", "Select", "Wanda"]

@@ -13,7 +13,7 @@ This selector is ours; the need for one is shown by reports that corrections suc
 """
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from lessen.core.method import Method
 from lessen.core.unit import Kind
@@ -25,7 +25,7 @@ from lessen.methods.rtn import RTN
 class Select:
     """Try several methods on every block and keep the best on held-out text."""
 
-    candidates: tuple[Method, ...] = (GPTQ(), RTN())  # pyright: ignore[reportAssignmentType]  (a ClassVar is not a property to it)
+    candidates: tuple[Method, ...] = (GPTQ(), RTN())
     """Methods to try; RTN with the same grid is added if it is missing."""
 
     kind: ClassVar[Kind] = "linear"
@@ -39,4 +39,5 @@ class Select:
 
     @property
     def needs(self) -> tuple[type, ...]:
-        return tuple(dict.fromkeys(need for candidate in self.candidates for need in candidate.needs))
+        candidates: tuple[Any, ...] = self.candidates
+        return tuple(dict.fromkeys(need for candidate in candidates for need in candidate.needs))
