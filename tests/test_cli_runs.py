@@ -94,20 +94,39 @@ def test_plan_then_apply_gives_what_compress_gives(tiny_model, tiny_texts, tmp_p
     assert call(capsys, "apply", tmp_path / "plan", "--out", tmp_path / "applied", *finish)[0] == 0
     assert call(capsys, "compress", *asked, "--out", tmp_path / "direct", *finish)[0] == 0
     assert (tmp_path / "applied" / "model.safetensors").read_bytes() == (tmp_path / "direct" / "model.safetensors").read_bytes()
-    assert {path.name: path.read_bytes() for path in (tmp_path / "plan").iterdir()} == plan, "applying changed the plan"
+    other = [*asked[:-1], "4"]
+    code, _, err = call(capsys, "plan", *other, "--out", tmp_path / "plan", "--quiet")
+    assert code == 2
+    assert "as when this run began" in err
+    assert {path.name: path.read_bytes() for path in (tmp_path / "plan").iterdir()} == plan, "something changed the plan"
+
+
+def test_a_plan_without_a_directory_leaves_nothing(tiny_model, tiny_texts, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    code, out, _ = call(capsys, "plan", tiny_model, "--method", "RTN(scale=absmax)", "--quiet")
+    assert code == 0
+    assert "RTN(bits=4" in out
+    assert not list(tmp_path.iterdir())
 
 
 def test_apply_of_something_else_is_refused(tmp_path, capsys):
     code, _, err = call(capsys, "apply", tmp_path, "--out", tmp_path / "o")
     assert code == 2
     assert "request.json" in err
+    (tmp_path / "thesis.txt").write_text("years of work")
+    code, _, err = call(capsys, "plan", "m", "--out", tmp_path)
+    assert code == 2
+    assert "did not write" in err
 
 
 def test_evaluate_measures_the_distance_to_the_original(compressed: Path, tiny_model, tiny_texts, capsys):
     tokens = ["evaluate", compressed, "--reference", tiny_model, "--eval", tiny_texts[1], "--windows", "4", "--length", "32"]
     code, out, _ = call(capsys, *tokens, "--json", "--quiet")
     assert code == 0
-    held = json.loads(out)["quality"]["held"]
+    data = json.loads(out)
+    held = data["quality"]["held"]
+    assert 4 < data["cost"]["bpw"] < 16
     assert held["kld_mean"] > 0
     assert call(capsys, *tokens, "--max-kld", "1e-9", "--quiet")[0] == 3
     code, out, _ = call(capsys, "evaluate", tiny_model, "--eval", tiny_texts[1], "--length", "32", "--max-kld", "1", "--quiet")
@@ -136,7 +155,7 @@ def test_report_draws_text_on_stdout(compressed: Path, format, capsys):
 
 
 def test_report_draws_the_page_again(compressed: Path, tmp_path, capsys):
-    code, out, _ = call(capsys, "report", compressed, "--to", tmp_path / "page.html", "--json")
+    code, out, _ = call(capsys, "report", compressed, "--out", tmp_path / "page.html", "--json")
     assert code == 0
     assert json.loads(out)["path"] == str(tmp_path / "page.html")
     assert "<html" in (tmp_path / "page.html").read_text()
@@ -175,7 +194,7 @@ def test_ctrl_c_says_how_to_go_on_and_the_same_command_does(tiny_model, tiny_tex
     if job.returncode == 0:
         pytest.skip("the run was over before it could be interrupted")
     assert job.returncode == 130
-    assert err.splitlines()[-1].startswith("lessen: interrupted")
+    assert err.splitlines()[-1] == "lessen: interrupted; finished blocks are kept, and the same command goes on from there"
     assert "Traceback" not in err
     again = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert again.returncode == 0, again.stderr

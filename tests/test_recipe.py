@@ -112,7 +112,7 @@ def test_the_dial_reads_sizes_bits_and_shares():
     assert Dial.parse("64 MiB") == Dial("bytes", 64 * 2**20)
     assert Dial.parse("4bpw") == Dial("bpw", 4.0)
     assert Dial.parse(".5x") == Dial("times", 0.5)
-    for dial in (Dial("bytes", 70e6), Dial("bpw", 4.25), Dial("times", 0.5)):
+    for dial in (Dial("bytes", 70e6), Dial("bytes", 64.0 * 2**20), Dial("bpw", 4.25), Dial("times", 0.5)):
         assert Dial.parse(str(dial)) == dial
 
 

@@ -85,7 +85,8 @@ class Dial:
         )
 
     def __str__(self) -> str:
-        return {"bytes": f"{self.value / 1e6:g}MB", "bpw": f"{self.value:g}bpw", "times": f"{self.value:g}x"}[self.kind]
+        unit, scale = {"bytes": ("MB", 1e6), "bpw": ("bpw", 1), "times": ("x", 1)}[self.kind]
+        return f"{self.value / scale:.15g}{unit}"
 
 
 _BYTES = {"b": 1, "kb": 1e3, "mb": 1e6, "gb": 1e9, "kib": 2**10, "mib": 2**20, "gib": 2**30}

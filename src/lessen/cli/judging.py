@@ -7,7 +7,7 @@ from cyclopts import Parameter
 
 from lessen.cli.app import app, epilogue
 from lessen.cli.options import Running, Switch
-from lessen.cli.output import emit, table
+from lessen.cli.output import emit, say, table
 from lessen.cli.running import gate, listening
 
 
@@ -29,7 +29,7 @@ def evaluate(
     max_kld: Annotated[float | None, Parameter(metavar="NATS")] = None,
     running: Running = Running(),
 ) -> None:
-    """Measure perplexity on held-out text, and the distance to the original.
+    """Measure size, perplexity on held-out text, and the distance to the original.
 
     Args:
         model: A model directory, a GGUF file, package.module:factory, or smollm2-135m.
@@ -41,7 +41,8 @@ def evaluate(
     """
     from lessen import evaluate as measure
     from lessen import open_checkpoint
-    from lessen.report.text import number
+    from lessen.evaluate.cost import cost
+    from lessen.report.text import number, size
     from lessen.stats.data import builtin, read_text, sequential_windows
 
     checkpoint = open_checkpoint(model)
@@ -50,11 +51,13 @@ def evaluate(
     with listening(running) as on_event:
         original = None if reference is None else open_checkpoint(reference)
         quality = measure(checkpoint, original, tokens, noise=original is not None, on_event=on_event)
+    figures = cost(checkpoint)
     if running.json:
-        emit("evaluate", {"model": model, "reference": reference, "quality": quality})
+        emit("evaluate", {"model": model, "reference": reference, "cost": figures, "quality": quality})
     else:
-        figures = ("ppl", "ppl_reference", "kld_mean", "kld_median", "kld_p90", "kld_noise", "top1", "tokens")
-        rows = [(name, *(number(row.get(name)) for row in quality.values())) for name in figures]
+        say(f"{size(figures['size_bytes'])}, {number(figures['bpw'])} bits per weight, {number(figures['macs'])} MACs per token\n")
+        names = ("ppl", "ppl_reference", "kld_mean", "kld_median", "kld_p90", "kld_noise", "top1", "tokens")
+        rows = [(name, *(number(row.get(name)) for row in quality.values())) for name in names]
         table(("", *quality), [row for row in rows if row[1] != number(None)], range(1, len(quality) + 1))
     gate(quality, max_kld)
 
@@ -70,7 +73,7 @@ def export(
     model: str,
     /,
     *,
-    format: str,
+    format: Annotated[str, Parameter(name=("--format", "--to"))],
     out: Annotated[Path, Parameter(metavar="PATH")],
     overwrite: Switch = False,
     running: Running = Running(),

@@ -88,21 +88,21 @@ def ls(name: str | None = None, /, *, running: Running = Running()) -> None:
 
 
 @app.command(
-    help_epilogue=epilogue("lessen report out", "lessen report out --format markdown", "lessen report out --format html --to page.html"),
+    help_epilogue=epilogue("lessen report out", "lessen report out --format markdown", "lessen report out --format html --out page.html"),
 )
 def report(
-    folder: Path, /, *, format: str = "html", to: Annotated[Path | None, Parameter(metavar="FILE")] = None, running: Running = Running()
+    folder: Path, /, *, format: str = "html", out: Annotated[Path | None, Parameter(metavar="FILE")] = None, running: Running = Running()
 ) -> None:
     """Draw the report of a finished run again, from its records alone.
 
     Args:
         folder: A directory that lessen wrote, or its lessen.json.
         format: "html", "markdown" or "card" (the model card).
-        to: File to write. HTML goes to report.html in the folder unless told otherwise, text to stdout.
+        out: File to write. HTML goes to report.html in the folder unless told otherwise, text to stdout.
     """
     from lessen.cli.catalogue import draw
 
-    path, text = draw(folder, format, to)
+    path, text = draw(folder, format, out)
     if running.json:
         emit("report", {"format": format, "path": path, "text": text if path is None else None})
     else:

@@ -38,24 +38,28 @@ def run(tokens: Sequence[str]) -> int:
     except (Exception, KeyboardInterrupt) as error:
         if "--debug" in tokens:
             traceback.print_exc()
-        message, code = _explain(error)
+        message, code = _explain(error, resumes=bool(tokens) and _resumes(tokens))
         print("lessen:", " ".join(message.split()), file=sys.stderr)
         return code
 
 
-def _explain(error: BaseException) -> tuple[str, int]:
-    """What to tell the user, and the exit code."""
+def _explain(error: BaseException, resumes: bool) -> tuple[str, int]:
+    """What to tell the user, and the exit code; `resumes`: the command leaves finished blocks behind for its next run."""
     match error:
         case LessenError():
             return str(error), error.exit_code
         case CycloptsError():
             return str(error), 2
         case KeyboardInterrupt():
-            return "interrupted; finished blocks are kept, and the same command goes on from there", 130
+            return "interrupted" + "; finished blocks are kept, and the same command goes on from there" * resumes, 130
         case OSError(strerror=str(reason)):
             return f"{error.filename or 'operating system'}: {reason}", 1
         case _:
             return f"{type(error).__name__}: {error}; this should not happen: --debug shows where", 1
+
+
+def _resumes(tokens: Sequence[str]) -> bool:
+    return tokens[0] == "compress" or (tokens[0] == "plan" and any(token.startswith("--out") for token in tokens))
 
 
 def _prepare(tokens: Sequence[str]) -> list[str]:

@@ -56,16 +56,16 @@ def compress(
 
 @app.command(
     help_epilogue=epilogue(
-        "lessen plan smollm2-135m --to 70MB --out plan",
+        "lessen plan smollm2-135m --to 70MB",
         "lessen plan path/to/model --method FLAP --ratio 0.2 --method GPTQ --bits 4 --out plan",
-        "lessen plan model.gguf --recipe recipe.toml --out plan --json",
+        "lessen plan model.gguf --recipe recipe.toml --json",
     )
 )
 def plan(
     model: str,
     /,
     *,
-    out: Annotated[Path, Parameter(metavar="DIR")] = Path("plan"),
+    out: Annotated[Path | None, Parameter(metavar="DIR")] = None,
     methods: Methods = Methods(),
     calibration: Calibration = Calibration(),
     running: Running = Running(),
@@ -74,23 +74,22 @@ def plan(
 
     Args:
         model: A Hugging Face directory, a GGUF file, package.module:factory, or smollm2-135m.
-        out: Directory for the decisions; the same command goes on there after an interruption.
+        out: Keep the decisions in DIR, for `lessen apply`; the same command goes on there after an interruption.
     """
     asked = wishes(methods, calibration)
     import lessen
     from lessen.cli import requests
     from lessen.report.text import number
 
-    requests.save(out, model, asked)
-    with listening(running) as on_event:
-        decided = lessen.plan(model, work=out, on_event=on_event, **asked)
+    with requests.kept(out, model, asked) as work, listening(running) as on_event:
+        decided = lessen.plan(model, work=work, on_event=on_event, **asked)
     if running.json:
         emit("plan", {"out": out, "records": decided.records})
         return
     header = ("unit", "action", "before", "after", "bits", "error", "method")
     rows = [(r.unit, r.action, str(r.shape_before), str(r.shape_after), number(r.bits), number(r.error), r.method) for r in decided.records]
     table(header, rows, {4, 5})
-    say(f"\nlessen apply {out} carries this out")
+    say(f"\nlessen apply {out} carries this out" if out else "\nnothing was kept; --out DIR keeps the decisions for lessen apply")
 
 
 @app.command(

@@ -15,7 +15,25 @@ from lessen.errors import UsageError
 FILE = "request.json"
 
 
-def save(plan: Path, model: str, asked: dict[str, Any]) -> None:
+@contextmanager
+def kept(plan: Path | None, model: str, asked: dict[str, Any]) -> Iterator[Path]:
+    """A directory for decisions: `plan`, with the request in it once they are all made, or one that is gone afterwards.
+
+    Raises:
+        UsageError: the directory holds something else.
+    """
+    if plan is None:
+        with TemporaryDirectory(prefix="lessen-") as folder:
+            yield Path(folder)
+        return
+    if plan.exists() and not (plan.is_dir() and ((plan / "job.json").exists() or not any(plan.iterdir()))):
+        got = "something that lessen plan did not write"
+        raise UsageError(str(plan), got=got, wanted="a new directory, or a plan to go on with", remedy="choose another --out")
+    yield plan
+    _save(plan, model, asked)
+
+
+def _save(plan: Path, model: str, asked: dict[str, Any]) -> None:
     """Write the request into the plan's directory; paths become absolute, since apply may run elsewhere."""
     data = {**asked, "model": _absolute(model), "calibration": _absolute(asked["calibration"])}
     data["to"] = str(asked["to"]) if asked["to"] else None
@@ -23,7 +41,6 @@ def save(plan: Path, model: str, asked: dict[str, Any]) -> None:
         settings = {"calibration": _absolute(asked["recipe"].calibration), "tokens": asked["recipe"].tokens, "seed": asked["recipe"].seed}
         given = {name: value for name, value in settings.items() if value is not None}
         data["recipe"] = {"method": recipe.to_json(asked["recipe"]), **given}
-    plan.mkdir(parents=True, exist_ok=True)
     aside = plan / f"{FILE}.aside"
     aside.write_text(json.dumps(data, indent=1) + "\n")
     aside.replace(plan / FILE)
@@ -37,7 +54,7 @@ def opened(plan: Path) -> Iterator[tuple[str, dict[str, Any], Path]]:
         UsageError: not a plan.
     """
     if not (plan / FILE).is_file():
-        raise UsageError(str(plan), got=f"no {FILE}", wanted="a directory that lessen plan wrote")
+        raise UsageError(str(plan), got=f"no {FILE}", wanted="a plan that is complete", remedy="make it with lessen plan MODEL --out DIR")
     data = json.loads((plan / FILE).read_text())
     model = str(data.pop("model"))
     if data["recipe"] is not None:
