@@ -233,7 +233,7 @@ def test_card_explains_how_to_load_what_was_exported_and_nothing_else(run):
 
 
 def test_card_says_nothing_of_the_machines_folders():
-    assert "/home/someone" not in model_card(Run(source={"label": "/models/models/tiny"}))
+    assert "/private/someone" not in model_card(Run(source={"label": "/private/someone/models/tiny"}))
 
 
 def test_terminal_table_fits_and_takes_text_literally(run):
