@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from lessen.core.edit import Quantize
 from lessen.errors import LessenError, UsageError
 from lessen.export import export
-from lessen.export.grid import grid_of, pack_words, unpack_words
+from lessen.export.grid import grid_of
 from lessen.formats.affine import Int, PerGroup, PerRow, PerTensor
 from tests.export_fixture import EMBEDDING, Solved, decoded, four_bits, llama, probe
 
@@ -36,17 +36,6 @@ def stock(folder: Path, **options: Any) -> Any:
     from transformers import AutoModelForCausalLM
 
     return AutoModelForCausalLM.from_pretrained(folder, local_files_only=True, **options).eval()
-
-
-@pytest.mark.parametrize("bits", range(2, 9))
-@pytest.mark.parametrize("columns", [1, 31, 32, 33, 96, 100])
-def test_words_are_those_of_the_library(bits, columns):
-    from compressed_tensors.compressors.pack_quantized.helpers import pack_to_int32
-
-    codes = torch.randint(0, 1 << bits, (3, columns), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
-    words = pack_words(codes, bits)
-    assert torch.equal(words, pack_to_int32((codes.int() - (1 << bits - 1)).to(torch.int8), bits))
-    assert torch.equal(unpack_words(words, bits, columns), codes)
 
 
 @pytest.mark.parametrize("tied", [True, False])
@@ -101,6 +90,37 @@ def test_config_names_each_format_once_and_ignores_what_is_plain(tmp_path):
     config = json.loads((tmp_path / "out" / "config.json").read_text())["quantization_config"]
     assert config["ignore"] == ["lm_head"] and len(config["config_groups"]) == len(MIXED)
     assert json.loads((tmp_path / "out" / "lessen.json").read_text())["formats"].keys() == solved.edits.keys()
+
+
+@pytest.mark.parametrize("zero_points", ["folded", "packed"])
+def test_lessen_reads_the_codes_back(tmp_path, zero_points):
+    from lessen.models import open_checkpoint
+
+    solved = Solved(llama(), lambda name: mixed(name) or four_bits(name))
+    export(solved, tmp_path / "out", "huggingface", zero_points=zero_points)
+    again = open_checkpoint(tmp_path / "out")
+    for name in solved.names:
+        assert torch.equal(again.read(name), solved.read(name)), name
+        edit, read = solved.quantized(name), again.quantized(name)
+        assert (edit is None) == (read is None)
+        if edit is not None and read is not None and (edit.format.symmetric or zero_points == "packed"):
+            assert torch.equal(read.codes.values, edit.codes.values)
+
+
+def test_asymmetric_codes_that_cannot_be_folded_are_refused_with_the_remedy(tmp_path):
+    solved = Solved(llama(), lambda name: Int(8, PerGroup(32), symmetric=False) if "up_proj" in name else None)
+    with torch.no_grad():
+        solved.edits["model.layers.0.mlp.up_proj.weight"].codes.zero.zero_()  # pyright: ignore
+    with pytest.raises(LessenError, match=r"asymmetric 8-bit codes.*pass zero_points='packed'"):
+        export(solved, tmp_path / "out", "huggingface")
+    assert export(solved, tmp_path / "out", "huggingface", zero_points="packed")["codes_equal"]
+
+
+def test_codes_that_are_no_integers_are_refused(tmp_path):
+    from lessen.formats.floating import Float
+
+    with pytest.raises(LessenError, match="wanted integer codes"):
+        export(Solved(llama(), lambda name: Float("e4m3", PerRow()) if "up_proj" in name else None), tmp_path / "out", "huggingface")  # pyright: ignore
 
 
 def test_shards_are_written_and_read(tmp_path, capsys):

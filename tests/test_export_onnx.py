@@ -31,15 +31,6 @@ def mixed(name: str) -> Int | None:
     return next((format for key, format in formats.items() if key in name), four_bits(name))
 
 
-@pytest.mark.parametrize("bits", [2, 4, 8])
-@pytest.mark.parametrize("columns", [1, 3, 8, 33])
-def test_bytes_are_packed_lowest_bits_first_and_come_back(bits, columns):
-    values = torch.randint(0, 1 << bits, (3, columns), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
-    packed = onnx_weights.pack_bytes(values, bits)
-    assert packed.shape == (3, -(-columns * bits // 8)) and int(packed[1, 0]) & ((1 << bits) - 1) == int(values[1, 0])
-    assert torch.equal(onnx_weights.unpack_bytes(packed, bits, columns), values)
-
-
 @pytest.mark.runtime
 @pytest.mark.parametrize("tied", [True, False])
 @pytest.mark.parametrize("family", FAMILIES)
@@ -63,13 +54,8 @@ def test_every_layout_computes_what_the_codes_mean(tmp_path, choose, tied):
 def test_layers_of_different_widths_run(tmp_path):
     model: Any = llama()
     layer = model.model.layers[1]
-    keep = {
-        layer.mlp.gate_proj: 32,
-        layer.mlp.up_proj: 32,
-        layer.self_attn.q_proj: 32,
-        layer.self_attn.k_proj: 16,
-        layer.self_attn.v_proj: 16,
-    }
+    attention = layer.self_attn
+    keep = {layer.mlp.gate_proj: 32, layer.mlp.up_proj: 32, attention.q_proj: 32, attention.k_proj: 16, attention.v_proj: 16}
     for linear, rows in keep.items():
         linear.weight = torch.nn.Parameter(linear.weight[:rows].detach().clone())
     for linear in (layer.mlp.down_proj, attention.o_proj):
@@ -80,7 +66,9 @@ def test_layers_of_different_widths_run(tmp_path):
 
 def cached_logits(folder, tokens: torch.Tensor) -> torch.Tensor:
     """Logits "seq vocab" of one sequence fed token by token through the cache."""
-    session = ort.InferenceSession(folder / "model.onnx", providers=["CPUExecutionProvider"])
+    settings = ort.SessionOptions()
+    settings.intra_op_num_threads = 1  # idle threads spin, which a busy machine pays for
+    session = ort.InferenceSession(folder / "model.onnx", settings, providers=["CPUExecutionProvider"])
     ports = [port.name for port in session.get_inputs()][2:]
     cache = {port: torch.zeros(1, 2, 0, 16).numpy() for port in ports}
     rows = []
@@ -116,21 +104,24 @@ def test_a_tied_head_shares_the_bytes_of_the_embedding(tmp_path):
 def test_logits_of_the_last_position_are_those_of_all(tmp_path):
     solved = Solved(llama())
     result = export(solved, tmp_path / "out", "onnx", logits="last", accuracy_level=1, probe=probe())
-    assert result["positions"] == 2 and result["logits_max_error"] < 1e-3  # as above
+    assert result["positions"] == 12 and result["logits_max_error"] < 1e-3  # as above
 
 
 @pytest.mark.runtime
-@pytest.mark.parametrize("family", FAMILIES)
-def test_onnxruntime_genai_generates_what_the_model_in_memory_does(tmp_path, family):
+@pytest.mark.parametrize(("family", "logits"), [*((family, "all") for family in FAMILIES), ("llama", "last")])
+def test_onnxruntime_genai_generates_what_the_model_in_memory_does(tmp_path, family, logits):
     genai = pytest.importorskip("onnxruntime_genai")
     solved = Solved(llama(family=family))
-    export(solved, tmp_path / "out", "onnx", accuracy_level=1)
+    export(solved, tmp_path / "out", "onnx", accuracy_level=1, logits=logits)
     prompt = probe(batch=1)[0].tolist()
     options: dict[str, Any] = {"max_new_tokens": 8, "do_sample": False, "pad_token_id": 0, "eos_token_id": None}
     wanted = decoded(solved).generate(torch.tensor([prompt]), **options)[0].tolist()
-    params = genai.GeneratorParams(genai.Model(str(tmp_path / "out")))
+    settings = genai.Config(str(tmp_path / "out"))
+    settings.overlay('{"model": {"decoder": {"session_options": {"intra_op_num_threads": 1}}}}')
+    model = genai.Model(settings)
+    params = genai.GeneratorParams(model)
     params.set_search_options(max_length=len(prompt) + 8, do_sample=False)
-    generator = genai.Generator(genai.Model(str(tmp_path / "out")), params)
+    generator = genai.Generator(model, params)
     generator.append_tokens(prompt)
     while not generator.is_done() and len(generator.get_sequence(0)) < len(wanted):
         generator.generate_next_token()

@@ -66,7 +66,7 @@ def evaluate(
     help_epilogue=epilogue(
         "lessen export small --format gguf --out small.gguf",
         "lessen export small --format onnx --out small-onnx --json",
-        "lessen export path/to/model --format 'gguf(type=q8_0)' --out model-q8.gguf",
+        "lessen export path/to/model --format 'gguf(plain=F32)' --out model-f32.gguf",
     )
 )
 def export(

@@ -24,12 +24,11 @@ from lessen.errors import LessenError
 from lessen.export import gguf_blocks as blocks
 from lessen.export.gguf_metadata import add_model, add_tokenizer, architecture, heads, rope_divisors
 from lessen.export.grid import Grid, grid_of
-from lessen.export.parity import NoRuntime, version
+from lessen.export.parity import NoRuntime, sampled, version
 from lessen.models.checkpoint import Checkpoint
 
 _FILE_TYPES = {"F32": 0, "F16": 1, "Q4_0": 2, "Q4_1": 3, "Q8_0": 7, "Q5_0": 8, "Q5_1": 9, "BF16": 32}
 _PLAIN = {"F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32}
-_POSITIONS = 12
 
 
 def write(checkpoint: Checkpoint, path: Path, *, plain: Literal["F16", "BF16", "F32"] = "F16", listen: Listener | None = None) -> list[str]:
@@ -217,8 +216,7 @@ def logits(checkpoint: Checkpoint, path: Path, probe: Tensor, **_: Any) -> tuple
     result = torch.full((*probe.shape, vocab), torch.nan)
     letter = checkpoint.tokenizer()("a", add_special_tokens=False)["input_ids"][0]
     asked = {"max_tokens": 1, "temperature": 0.0, "logprobs": vocab, "n_probs": vocab, "logit_bias": [[letter, 1e4]]}
-    flat = torch.linspace(0, probe.numel() - 1, min(_POSITIONS, probe.numel())).long().unique().tolist()
-    for batch, last in (divmod(position, probe.shape[1]) for position in flat):
+    for batch, last in sampled(probe):
         answer: Any = server.handle_completions({"prompt": probe[batch, : last + 1].tolist(), **asked})
         if not answer.get("choices") or not answer["choices"][0]["logprobs"]:
             raise NoRuntime(f"{runtime} answered {str(answer)[:200]}")

@@ -27,8 +27,9 @@ from torch import Tensor, nn
 from lessen.core.event import Event, Listener
 from lessen.errors import LessenError
 from lessen.export.files import SafetensorsWriter
-from lessen.export.grid import Grid, grid_of, pack_words, unpack_words
+from lessen.export.grid import Grid, grid_of
 from lessen.export.parity import NoRuntime, version
+from lessen.formats.pack import pack_words, unpack_words
 from lessen.models.checkpoint import Checkpoint
 
 WIDTHS = (2, 3, 4, 8)
@@ -138,7 +139,7 @@ def _fitted(checkpoint: Checkpoint, name: str, bits: int, group: int | None) -> 
 def _stored(grid: Grid) -> dict[str, Tensor]:
     return {
         "qweight": pack_words(grid.codes, grid.bits).T,
-        "qzeros": pack_words(grid.zero.T - 1, grid.bits),
+        "qzeros": pack_words((grid.zero.T - 1).contiguous(), grid.bits),
         "scales": grid.scale.T,
         "g_idx": (torch.arange(grid.codes.shape[1]) // grid.group).to(torch.int32),
     }

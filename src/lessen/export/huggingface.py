@@ -42,10 +42,11 @@ from lessen.core.event import Event, Listener
 from lessen.core.record import Run
 from lessen.errors import LessenError
 from lessen.export.files import SafetensorsWriter
-from lessen.export.grid import Grid, grid_of, pack_words, unpack_words
+from lessen.export.grid import Grid, grid_of
 from lessen.export.parity import NoRuntime, version
 from lessen.formats import spec
 from lessen.formats.affine import Int, PerGroup, PerRow
+from lessen.formats.pack import pack_words, unpack_words
 from lessen.models.checkpoint import Checkpoint
 
 Scheme = tuple[str, int, int | None, bool]

@@ -216,7 +216,7 @@ def decoder(graph: Graph, inverse_frequencies: Tensor, angle_scale: float, last_
     graph.nodes[-1].output[0] = "logits"
     assert logits, "the head is the last node"
     vocab = graph.checkpoint.shape(EMBEDDING)[0]
-    graph.outputs.insert(0, helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["batch", "positions", vocab]))
+    graph.outputs.insert(0, helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["batch", 1 if last_only else "seq", vocab]))
 
 
 def _lengths(graph: Graph) -> list[str]:

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from lessen.errors import LessenError
 from lessen.export.grid import Grid
+from lessen.formats.pack import pack
 
 WIDTHS = (2, 4, 8)
 _ALIGN = 4096
@@ -68,29 +69,11 @@ def blocks_of(grids: list[Grid]) -> Blocks:
     bits, block, symmetric = layout(grids[0])
     fitted = [grid.widened(bits).split(block) for grid in grids]
     codes = torch.cat([grid.codes for grid in fitted])
-    zeros = None if symmetric else pack_bytes(torch.cat([grid.zero for grid in fitted]), bits)
+    zeros = None if symmetric else pack(torch.cat([grid.zero for grid in fitted]), bits)
     rows, columns = codes.shape
-    packed = pack_bytes(codes, bits).view(rows, columns // block, block * bits // 8)
+    packed = pack(codes, bits).view(rows, columns // block, block * bits // 8)
     notes = tuple(dict.fromkeys(note for grid in fitted for note in grid.notes))
     return Blocks(bits, block, (rows, columns), packed, torch.cat([grid.scale for grid in fitted]), zeros, notes)
-
-
-def pack_bytes(values: Tensor, bits: int) -> Tensor:
-    """uint8 codes "row code" as bytes "row byte", lowest bits first, rows filled up with zeros.
-
-    >>> pack_bytes(torch.tensor([[1, 2, 3]], dtype=torch.uint8), 4).tolist()
-    [[33, 3]]
-    """
-    each = 8 // bits
-    padded = torch.nn.functional.pad(values, (0, -values.shape[1] % each)).view(len(values), -1, each)
-    shifts = torch.arange(each, dtype=torch.uint8) * bits
-    return (padded << shifts).sum(2, dtype=torch.uint8)
-
-
-def unpack_bytes(packed: Tensor, bits: int, columns: int) -> Tensor:
-    """Inverse of `pack_bytes`, with `columns` codes to a row."""
-    shifts = torch.arange(8 // bits, dtype=torch.uint8) * bits
-    return (packed.unsqueeze(2) >> shifts & (1 << bits) - 1).flatten(1)[:, :columns]
 
 
 class WeightFile:

@@ -46,6 +46,16 @@ def reference(checkpoint: Checkpoint, probe: Tensor) -> Tensor:
     return stream.head(hidden).float()
 
 
+def sampled(probe: Tensor, at_most: int = 12) -> list[tuple[int, int]]:
+    """(row, column) of some positions of a probe "batch seq", evenly spaced, for runtimes that answer one position at a time.
+
+    >>> sampled(torch.zeros(2, 3), 3)
+    [(0, 0), (0, 2), (1, 2)]
+    """
+    flat = torch.linspace(0, probe.numel() - 1, min(at_most, probe.numel())).long().unique().tolist()
+    return [divmod(position, probe.shape[1]) for position in flat]
+
+
 def compare(wanted: Tensor, got: Tensor) -> dict[str, float]:
     """Distance of two sets of logits "... vocab"; positions where `got` is NaN were not asked for and do not count.
 
