@@ -59,6 +59,8 @@ def settle(source: Checkpoint, wish: Wish, cache: Path | None = None, on_event: 
         UsageError: a share outside 0 to 1, too few windows. LessenError: text that cannot be read or is too short.
     """
     share, notes = _share(source, wish)
+    if wish.tokens < 1:
+        raise UsageError("tokens", got=str(wish.tokens), wanted="a positive number of calibration tokens")
     if isinstance(wish.source, Tensor):
         windows, name = wish.source, "token windows given by the caller"
         count = len(windows) - max(1, len(windows) // 9)

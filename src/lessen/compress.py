@@ -1,5 +1,6 @@
 """The main job: a model in, a smaller one out, in the formats that runtimes open, with the evidence."""
 
+import errno
 import os
 import shlex
 import shutil
@@ -66,6 +67,7 @@ def compress(
     exports: Sequence[str] | None = None,
     evaluation: "Sequence[str | Path] | Mapping[str, Tensor] | None" = None,
     evaluate: bool = True,
+    prove: bool = True,
     threads: int | None = None,
     work: str | Path | None = None,
     overwrite: bool = False,
@@ -80,8 +82,10 @@ def compress(
         exports: further formats; None takes GGUF and ONNX where the result fits them.
         evaluation: held-out text files, or token windows by name; None takes the built-in evaluation text.
         evaluate: measure quality and speed.
+        prove: compare the logits of every written file with the model's; a runtime holds its model whole meanwhile.
         threads: processor threads for torch and the runtimes; None leaves torch as it is and times runtimes on all cores but one.
-        work: where finished blocks are kept until the end; None: beside `out`. The same call goes on there after a kill.
+        work: directory in which finished blocks are kept (in a folder named after `out`) until the end; None: beside `out`.
+            The same call goes on there after a kill.
         overwrite: replace `out` if it exists.
         on_event: hears of every block.
         request: `recipe`, `to`, `calibration`, `tokens`, `seed`, `written`, `embeddings` as in `lessen.job.prepare`.
@@ -101,7 +105,7 @@ def compress(
         if not 1 <= threads <= usable_processors():
             raise UsageError("--threads", got=str(threads), wanted=f"1 to {usable_processors()}, the processors this process may use")
         torch.set_num_threads(threads)
-    work = Path(work) if work else out.parent / f".{out.name}.lessen-work"
+    work = (Path(work) if work else out.parent) / f".{out.name}.lessen-work"
     job = jobs.prepare(ref, **request, cache=work, on_event=on_event)
     texts = _evaluation_texts(job, evaluation) if evaluate else {}
     making = _Making(Run(command=_command(), environment=environment(job.seed)), on_event, threads)
@@ -114,7 +118,7 @@ def compress(
     stage = out.parent / f".{out.name}.lessen-aside"
     shutil.rmtree(stage, ignore_errors=True)
     try:
-        _write(making, job, plan, stage, exports)
+        _write(making, job, plan, stage, exports, prove)
         result = open_checkpoint(stage)
         run.sizes = {"before": cost(job.source), "after": cost(result)}
         run.notes += _already_small(run)
@@ -123,7 +127,13 @@ def compress(
         _report(run, stage, out)
         _swap(stage, out)
     except OSError as error:
-        raise LessenError(str(out), got=str(error), wanted="room for the result", remedy="free space and run again: it resumes") from None
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        wanted, remedy = (
+            ("room for the result", "free space and run again: it resumes")
+            if full
+            else ("to write there", "mend it and run again: it resumes")
+        )
+        raise LessenError(str(out), got=str(error), wanted=wanted, remedy=remedy) from None
     finally:
         shutil.rmtree(stage, ignore_errors=True)
     shutil.rmtree(work, ignore_errors=True)
@@ -158,7 +168,14 @@ def describe_source(source: Checkpoint) -> dict[str, Any]:
     }
 
 
+def _old(out: Path) -> Path:
+    """Where the result that is being replaced stands for a moment."""
+    return out.parent / f".{out.name}.lessen-old"
+
+
 def _check_out(out: Path, overwrite: bool) -> None:
+    if _old(out).exists() and not out.exists():
+        _old(out).rename(out)  # killed between the two renames of `_swap`
     if out.exists() and not overwrite:
         raise UsageError(str(out), got="something that exists", wanted="a new directory", remedy="choose another --out, or add --overwrite")
     if out.exists() and not (out.is_dir() and ((out / "lessen.json").exists() or not any(out.iterdir()))):
@@ -187,10 +204,10 @@ def _evaluation_texts(job: "jobs.Job", evaluation: Any) -> dict[str, Tensor]:
     return texts
 
 
-def _write(making: _Making, job: "jobs.Job", plan: Plan, stage: Path, exports: Sequence[str] | None) -> None:
+def _write(making: _Making, job: "jobs.Job", plan: Plan, stage: Path, exports: Sequence[str] | None, prove: bool) -> None:
     """The Hugging Face directory and the other formats, each with its proof."""
     run, result = making.run, plan.result
-    probe = None if job.text is None else job.text.heldout[:1, :128]
+    probe = None if job.text is None or not prove else job.text.heldout[:1, :128]
     with making.phase("write", "the Hugging Face directory"):
         run.exports.append(_relative(export(result, stage, "huggingface", probe=probe, on_event=making.on_event), stage))
     quantized = {name: found for name in result.names if (found := result.quantized(name))}
@@ -240,8 +257,9 @@ def _report(run: Run, stage: Path, out: Path) -> None:
 
 def _swap(stage: Path, out: Path) -> None:
     """Put the finished directory in place; the old one goes only once the other stands ready."""
-    old = out.parent / f".{out.name}.lessen-old"
+    old = _old(out)
     if out.exists():
+        shutil.rmtree(old, ignore_errors=True)
         out.rename(old)
     stage.rename(out)
     shutil.rmtree(old, ignore_errors=True)

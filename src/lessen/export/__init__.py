@@ -7,13 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lessen.errors import UsageError, nearest
+from lessen.errors import LessenError, UsageError, nearest
 from lessen.export import gguf, gptq, huggingface, onnx
 from lessen.export.files import aside, size_bytes
 from lessen.export.parity import proof
+from lessen.models import open_checkpoint
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from torch import Tensor, nn
 
     from lessen.core.event import Listener
     from lessen.models.checkpoint import Checkpoint
@@ -59,7 +60,7 @@ def options_of(format: str) -> dict[str, inspect.Parameter]:
 
 
 def export(
-    checkpoint: "Checkpoint",
+    checkpoint: "Checkpoint | str | Path | nn.Module",
     out: Path | str,
     format: str,
     *,
@@ -71,7 +72,7 @@ def export(
     """Write a checkpoint for a runtime, without re-quantizing, and prove what was written.
 
     Args:
-        checkpoint: plain, pruned or quantized.
+        checkpoint: plain, pruned or quantized; also anything that `open_checkpoint` takes.
         out: the directory (GGUF: file) to make.
         format: a key of `EXPORTERS`.
         probe: token ids "batch seq" on which to compare logits; None skips that.
@@ -90,11 +91,13 @@ def export(
     for name in options:
         if name not in known:
             raise UsageError(f"export {format}", got=f"option {name!r}", wanted="one of its options", remedy=nearest(name, known))
+    source: Any = checkpoint if hasattr(checkpoint, "quantized") else open_checkpoint(checkpoint)  # pyright: ignore[reportArgumentType]
     exporter, target, start = EXPORTERS[format], Path(out), time.perf_counter()
     with aside(target, overwrite) as temporary:
-        notes = exporter.write(checkpoint, temporary, listen=on_event, **options)
-        equal = exporter.codes_equal(checkpoint, temporary, **options)
-        proved = proof(checkpoint, probe, lambda tokens: exporter.logits(checkpoint, temporary, tokens, **options))
+        notes = exporter.write(source, temporary, listen=on_event, **options)
+        equal = exporter.codes_equal(source, temporary, **options)
+        proved = proof(source, probe, lambda tokens: exporter.logits(source, temporary, tokens, **options))
+        _insist(format, target, equal, proved)
     return {
         "format": format,
         "path": str(target),
@@ -104,6 +107,20 @@ def export(
         "seconds": time.perf_counter() - start,
         "notes": notes,
     }
+
+
+FARTHEST = 0.05  # nats; runtimes that compute with 8-bit activations lie at 0.002 to 0.005, a wrong nibble order at 5 and more
+
+
+def _insist(format: str, target: Path, equal: bool, proved: dict[str, Any]) -> None:
+    """Refuse a file that is not what it should be; inside the aside block, so that nothing is left of it."""
+    if not equal:
+        got, wanted = "codes that differ from the model's after reading them back", "the same bits"
+        raise LessenError(f"{format} export {target}", got=got, wanted=wanted, remedy="nothing was written; please report this model")
+    kld = proved.get("kld_mean")
+    if kld is not None and not kld <= FARTHEST:
+        got, wanted = f"logits {kld:.3g} nats from the model's in {proved.get('runtime')}", f"at most {FARTHEST} nats"
+        raise LessenError(f"{format} export {target}", got=got, wanted=wanted, remedy="nothing was written; the runtime reads it otherwise")
 
 
 __all__ = ["EXPORTERS", "Exporter", "export", "options_of"]

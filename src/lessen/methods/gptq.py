@@ -36,6 +36,7 @@ from torch import Tensor
 from lessen.core.edit import Edit, Quantize
 from lessen.core.method import Stats
 from lessen.core.unit import Kind, View
+from lessen.errors import UsageError
 from lessen.formats.affine import Codes, Int
 from lessen.methods.rounding import Rounding
 from lessen.stats.accumulators import Drift, Gram
@@ -55,6 +56,12 @@ class GPTQ(Rounding):
     """Rounds of scale refit and coordinate descent after the solve."""
     correction: float = 0.0
     """Share of the inherited error to undo (QEP), from 0 to 1."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name, low, high in (("shrinkage", 0, 1), ("damping", 0, 10), ("polish", 0, 100), ("correction", 0, 1)):
+            if not low <= getattr(self, name) <= high:
+                raise UsageError(f"GPTQ.{name}", got=f"{getattr(self, name):g}", wanted=f"a number from {low} to {high}")
 
     kind: ClassVar[Kind] = "linear"
     scope: ClassVar[str] = "block"
@@ -99,8 +106,7 @@ class GPTQ(Rounding):
         values = values[order.argsort()]
         curvature = gram.float()
         for _ in range(self.polish):
-            if format.symmetric:
-                refit(values, weight.T, curvature, grid, size, format.scale_dtype)
+            refit(values, weight.T, curvature, grid, size, format.scale_dtype)
             descend(values, weight.T, curvature, grid)
         return codes(values, grid, format, size)
 
@@ -203,7 +209,7 @@ def refit(values: Tensor, target: Tensor, gram: Tensor, grid: Grid, size: int, d
     error = grid.value(values, slice(None)) - target
     for start in range(0, len(values), size):
         group = slice(start, start + size)
-        codes = values[group]
+        codes = values[group] if grid.zero is None else values[group] - grid.zero[group]
         slope = (codes * (gram[group] @ error)).sum(0)
         curve = (codes * (gram[group, group] @ codes)).sum(0)
         scale = grid.scale[start]

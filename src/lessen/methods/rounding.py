@@ -24,6 +24,9 @@ class Rounding:
     scale: Literal["absmax", "mse", "hessian"] = "hessian"
     """Scales from the extremes, from the squared weight error, or from that error weighted by the input's curvature."""
 
+    def __post_init__(self) -> None:
+        _ = self.format  # refuses widths and groups that no format has
+
     @property
     def format(self) -> Int:
         """The number format that the options describe."""

@@ -17,6 +17,7 @@ from typing import Any, ClassVar
 
 from lessen.core.method import Method
 from lessen.core.unit import Kind
+from lessen.errors import UsageError
 from lessen.methods.gptq import GPTQ
 from lessen.methods.rtn import RTN
 
@@ -26,15 +27,17 @@ class Select:
     """Try several methods on every block and keep the best on held-out text."""
 
     candidates: tuple[Method, ...] = (GPTQ(), RTN())
-    """Methods to try; RTN with the same grid is added if it is missing."""
+    """Methods to try; RTN on the grid of the first is added if it is missing."""
 
     kind: ClassVar[Kind] = "linear"
     scope: ClassVar[str] = "block"
 
     def __post_init__(self) -> None:
-        if not any(isinstance(candidate, RTN) for candidate in self.candidates):
-            first = self.candidates[0]
-            grid = {k: getattr(first, k) for k in ("bits", "group", "symmetric", "full_range") if hasattr(first, k)}
+        if not self.candidates:
+            raise UsageError("Select.candidates", got="none", wanted="at least one method")
+        first: Any = self.candidates[0]
+        grid = {name: getattr(first, name) for name in ("bits", "group", "symmetric", "full_range") if hasattr(first, name)}
+        if not any(isinstance(c, RTN) and all(getattr(c, name) == value for name, value in grid.items()) for c in self.candidates):
             object.__setattr__(self, "candidates", (*self.candidates, RTN(**grid)))
 
     @property
