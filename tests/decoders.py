@@ -52,7 +52,6 @@ def tokens(batch: int = 2, seq: int = 12, seed: int = 1) -> Tensor:
     return torch.randint(3, 64, (batch, seq), generator=torch.Generator().manual_seed(seed))
 
 
-
 def some_keeps(units: list[Unit], seed: int = 0, uniform: bool = False) -> list[Keep]:
     """Cut every ffn and kv_group unit to two thirds (uniform) or to a random width."""
     generator = torch.Generator().manual_seed(seed)

@@ -18,6 +18,8 @@ from lessen.engine.quantize import Text
 from lessen.errors import UsageError
 from lessen.methods import AWQ, FLAP, GPTQ, RTN, BlockInfluence, Select
 from lessen.models import open_checkpoint
+from lessen.models.edited import Edited
+from lessen.models.stream import Stream
 from tests.decoders import decoder
 
 GRID: dict[str, Any] = {"bits": 3, "group": 16}
@@ -148,3 +150,25 @@ def test_records_name_method_bits_and_seconds(tmp_path):
     assert record.seconds > 0
     assert record.error is not None and 0 < record.error < 0.5
     assert json.loads((tmp_path / "job.json").read_text())["seed"] == 0
+
+
+def test_the_chosen_candidate_is_really_the_best_on_held_out_text(tmp_path):
+    """The first block's error, computed again from nothing but the edits on disk."""
+    source, given = checkpoint(), text()
+    plan = planned(tmp_path, [Select((GPTQ(**GRID), AWQ(**GRID)))], source, given=given)
+    stream = Stream(source)
+    hidden = stream.embed(given.heldout)
+    wanted = stream.forward(stream.block(0), 0, hidden)
+
+    def error(edits):
+        found = Stream(Edited(source, edits))
+        have = found.forward(found.block(0), 0, hidden)
+        return float(((have - wanted).square().sum(-1) / wanted.square().sum(-1)).mean())
+
+    chosen = error([edit for edit in plan.edits if getattr(edit, "name", "").startswith("model.layers.0.")])
+    stats = planned(tmp_path / "rtn", [RTN(**GRID)], source, given=given)
+    rtn = error([edit for edit in stats.edits if getattr(edit, "name", "").startswith("model.layers.0.")])
+    assert chosen <= rtn
+    record = next(r for r in plan.records if r.block == 0)
+    # float32 sums over another batch size
+    assert record.candidates[record.method] == pytest.approx(chosen, rel=1e-4)

@@ -159,3 +159,21 @@ def test_grids_that_fit_a_wider_or_finer_container_keep_their_weights():
         assert fitted.scale.shape == (8, 2) and torch.equal(fitted.dequantized(), format.decode(codes)) and len(fitted.notes) >= 2
     with pytest.raises(LessenError, match="groups of 64, wanted a multiple of 48"):
         grid_of(Quantize("w", Int(3, PerGroup(64)), Int(3, PerGroup(64)).encode(weight))).split(48)
+
+
+def test_an_export_whose_codes_do_not_come_back_is_refused(tmp_path, monkeypatch):
+    """One wrong code in the file: nothing is left behind."""
+    from dataclasses import replace
+
+    from lessen.export import EXPORTERS
+
+    honest = EXPORTERS["huggingface"]
+    monkeypatch.setitem(EXPORTERS, "huggingface", replace(honest, codes_equal=lambda *_, **__: False))
+    with pytest.raises(LessenError, match="codes that differ"):
+        export(Solved(llama()), tmp_path / "out", "huggingface")
+    monkeypatch.setitem(
+        exports.EXPORTERS, "huggingface", replace(honest, logits=lambda c, p, probe, **_: (-honest.logits(c, p, probe)[0], "x"))
+    )
+    with pytest.raises(LessenError, match="nats from the model's"):
+        export(Solved(llama()), tmp_path / "out", "huggingface", probe=probe())
+    assert not list(tmp_path.iterdir())

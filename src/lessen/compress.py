@@ -8,7 +8,7 @@ import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,11 +26,12 @@ from lessen.errors import LessenError, UsageError
 from lessen.evaluate.cost import cost
 from lessen.evaluate.language import evaluate as evaluate_language
 from lessen.evaluate.language import prepare as prepare_reference
-from lessen.evaluate.speed import usable_processors
+from lessen.evaluate.speed import Workload, usable_processors
 from lessen.export import EXPORTERS, export
 from lessen.formats import spec
 from lessen.models import open_checkpoint
 from lessen.models.checkpoint import Checkpoint
+from lessen.recipe import to_json
 from lessen.report import html, model_card
 from lessen.stats import data
 from lessen.stats.text import builtin
@@ -109,35 +110,48 @@ def compress(
     job = jobs.prepare(ref, **request, cache=work, on_event=on_event)
     texts = _evaluation_texts(job, evaluation) if evaluate else {}
     making = _Making(Run(command=_command(), environment=environment(job.seed)), on_event, threads)
-    run = making.run
+    _run(making, job, _Wanted(out, work, exports, texts, prove))
+    shutil.rmtree(work, ignore_errors=True)
+    return making.run
+
+
+@dataclass(frozen=True)
+class _Wanted:
+    """Where to, in what, and judged on what."""
+
+    out: Path
+    work: Path
+    exports: Sequence[str] | None
+    texts: Mapping[str, Tensor]
+    prove: bool
+
+
+def _run(making: _Making, job: "jobs.Job", wanted: _Wanted) -> None:
+    """Decide, write, measure, report, and only then put the directory in place."""
+    run, out = making.run, wanted.out
     run.source = describe_source(job.source)
-    run.recipe, run.calibration, run.notes = jobs.recipe_json(job.methods), job.described, list(job.notes)
+    run.recipe, run.calibration, run.notes = to_json(job.methods), job.described, list(job.notes)
     with making.phase("compress"):
-        plan = job.plan(work, on_event)
+        plan = job.plan(wanted.work, making.on_event)
     run.records = list(plan.records)
     stage = out.parent / f".{out.name}.lessen-aside"
     shutil.rmtree(stage, ignore_errors=True)
     try:
-        _write(making, job, plan, stage, exports, prove)
+        _write(making, job, plan, stage, wanted)
         result = open_checkpoint(stage)
         run.sizes = {"before": cost(job.source), "after": cost(result)}
-        run.notes += _already_small(run)
-        if texts:
-            _measure(making, job, result, stage, texts)
+        run.notes += _already_small(run) + _wider(run, stage)
+        if wanted.texts:
+            _measure(making, job, result, stage, wanted.texts)
         _report(run, stage, out)
         _swap(stage, out)
     except OSError as error:
-        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-        wanted, remedy = (
-            ("room for the result", "free space and run again: it resumes")
-            if full
-            else ("to write there", "mend it and run again: it resumes")
-        )
-        raise LessenError(str(out), got=str(error), wanted=wanted, remedy=remedy) from None
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            remedy = "free space and run again: it resumes"
+            raise LessenError(str(out), got=str(error), wanted="room for the result", remedy=remedy) from None
+        raise LessenError(str(out), got=str(error), wanted="to write there", remedy="mend it and run again: it resumes") from None
     finally:
         shutil.rmtree(stage, ignore_errors=True)
-    shutil.rmtree(work, ignore_errors=True)
-    return run
 
 
 def _command() -> str:
@@ -154,6 +168,16 @@ def _already_small(run: Run) -> list[str]:
         return []
     whole = run.sizes["before"]["parameters"] * 2 / 1e6
     return [f"The source is a quantized file already ({bpw:.2f} bits per weight); at 16 bits the same model takes {whole:.0f} MB."]
+
+
+def _wider(run: Run, stage: Path) -> list[str]:
+    """Say it where containers need more bytes than the codes and scales that they hold."""
+    held, codes = (stage / "model.safetensors"), run.sizes["after"]["size_bytes"]
+    size = held.stat().st_size if held.exists() else 0
+    if size <= 1.01 * codes:
+        return []
+    why = "this container stores some widths in wider words, and the scales of a tied table twice"
+    return [f"model.safetensors takes {size / 1e6:.1f} MB for {codes / 1e6:.1f} MB of codes and scales: {why}; see the files' own sizes."]
 
 
 def describe_source(source: Checkpoint) -> dict[str, Any]:
@@ -204,22 +228,22 @@ def _evaluation_texts(job: "jobs.Job", evaluation: Any) -> dict[str, Tensor]:
     return texts
 
 
-def _write(making: _Making, job: "jobs.Job", plan: Plan, stage: Path, exports: Sequence[str] | None, prove: bool) -> None:
+def _write(making: _Making, job: "jobs.Job", plan: Plan, stage: Path, wanted: _Wanted) -> None:
     """The Hugging Face directory and the other formats, each with its proof."""
     run, result = making.run, plan.result
-    probe = None if job.text is None or not prove else job.text.heldout[:1, :128]
+    probe = None if job.text is None or not wanted.prove else job.text.heldout[:1, :128]
     with making.phase("write", "the Hugging Face directory"):
         run.exports.append(_relative(export(result, stage, "huggingface", probe=probe, on_event=making.on_event), stage))
     quantized = {name: found for name in result.names if (found := result.quantized(name))}
     run.formats = {name: spec.to_json(found.format) for name, found in quantized.items()}
     run.save(stage / "lessen.json")
-    for name in exports if exports is not None else DEFAULT_EXPORTS:
+    for name in wanted.exports if wanted.exports is not None else DEFAULT_EXPORTS:
         with making.phase(f"export {name}", EXPORTERS[name].summary):
             (stage / PLACES[name]).parent.mkdir(exist_ok=True)
             try:
                 run.exports.append(_relative(export(result, stage / PLACES[name], name, probe=probe, on_event=making.on_event), stage))
             except LessenError as error:
-                if exports is not None:
+                if wanted.exports is not None:
                     raise
                 run.notes.append(f"No {EXPORTERS[name].summary}: {error}")
                 if (stage / PLACES[name]).parent != stage:
@@ -244,8 +268,16 @@ def _measure(making: _Making, job: "jobs.Job", result: Checkpoint, stage: Path, 
     with making.phase("samples", "what both models write"):
         run.samples = samples(job.source, result, on_event=making.on_event)
     with making.phase("speed", "every runtime, taking turns"):
-        rows = measure(runtimes(job.source, stage), threads=making.threads, on_event=making.on_event)
+        rows = measure(runtimes(job.source, stage), _workload(job.source), threads=making.threads, on_event=making.on_event)
         run.speed = [{**row, "path": row["path"].replace(f"{stage}/", "")} for row in rows]
+
+
+def _workload(source: Checkpoint) -> Workload:
+    """The usual one, shorter where the model's context is."""
+    usual = Workload()
+    context = int(source.config.get("max_position_embeddings") or source.config.get("n_positions") or 4096)
+    prompt = min(usual.prompt_tokens, max(1, context * 3 // 4))
+    return replace(usual, prompt_tokens=prompt, new_tokens=max(2, min(usual.new_tokens, context - prompt)))
 
 
 def _report(run: Run, stage: Path, out: Path) -> None:

@@ -16,7 +16,7 @@ from lessen.engine.quantize import Text, candidates
 from lessen.errors import UsageError
 from lessen.models import open_checkpoint
 from lessen.models.checkpoint import Checkpoint
-from lessen.recipe import Dial, Recipe, to_json
+from lessen.recipe import Dial, Recipe
 from lessen.stats import data
 
 if TYPE_CHECKING:
@@ -111,11 +111,6 @@ def plan(ref: "str | Path | nn.Module", *, work: str | Path | None = None, on_ev
     """
     folder = Path(work or tempfile.mkdtemp(prefix="lessen-"))
     return prepare(ref, **request, cache=folder, on_event=on_event).plan(folder, on_event)
-
-
-def recipe_json(methods: Sequence[Any]) -> list[dict[str, Any]]:
-    """Methods as plain data, for the record."""
-    return to_json(methods)
 
 
 def _methods(source: Checkpoint, recipe: Any, to: Dial | str | None, embeddings: bool) -> tuple[list[Any], list[str]]:

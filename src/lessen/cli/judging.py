@@ -8,7 +8,7 @@ from cyclopts import Parameter
 from lessen.cli.app import app, epilogue
 from lessen.cli.options import Running, Switch
 from lessen.cli.output import emit, say, table
-from lessen.cli.running import gate, listening
+from lessen.cli.running import gate, judgeable, listening
 
 
 @app.command(
@@ -39,6 +39,7 @@ def evaluate(
         length: Tokens in a window.
         max_kld: Exit with 3 if the mean KL to the original is larger on any text.
     """
+    judgeable(max_kld, reference is not None, "name it with --reference")
     from lessen import evaluate as measure
     from lessen import open_checkpoint
     from lessen.evaluate.cost import cost
@@ -93,9 +94,12 @@ def export(
     from lessen import export as write
     from lessen import open_checkpoint
     from lessen.report.text import value
+    from lessen.stats.data import builtin, sequential_windows
 
     with listening(running) as on_event:
-        done: dict[str, Any] = write(open_checkpoint(model), out, name, overwrite=overwrite, on_event=on_event, **options)
+        checkpoint = open_checkpoint(model)
+        probe = sequential_windows(checkpoint.tokenizer(), builtin("evaluation"), 128, 1)
+        done: dict[str, Any] = write(checkpoint, out, name, probe=probe, overwrite=overwrite, on_event=on_event, **options)
     if running.json:
         emit("export", done)
     else:

@@ -8,7 +8,7 @@ from cyclopts import Parameter
 from lessen.cli.app import app, epilogue
 from lessen.cli.options import RUNNING, Calibration, Evaluation, Methods, Result, Running, wishes
 from lessen.cli.output import emit, say, table
-from lessen.cli.running import listening, show_run
+from lessen.cli.running import judgeable, listening, show_run
 
 
 @app.command(
@@ -36,6 +36,7 @@ def compress(
         work: Where finished blocks are kept until the end, so that a killed run can go on. Beside the result unless told otherwise.
     """
     asked = wishes(methods, calibration)  # first: a misspelt wish is told before anything large is loaded
+    judgeable(evaluation.max_kld, not evaluation.no_eval, "leave out --no-eval")
     import lessen
 
     with listening(running) as on_event:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from lessen.cli.options import Evaluation, Running
 from lessen.cli.output import emit, say, show
 from lessen.cli.progress import EventPrinter
-from lessen.errors import LessenError, QualityGateMissed
+from lessen.errors import LessenError, QualityGateMissed, UsageError
 
 if TYPE_CHECKING:
     from lessen.core.record import Run
@@ -55,3 +55,13 @@ def gate(quality: Mapping[str, Mapping[str, Any]], max_kld: float | None) -> Non
             raise QualityGateMissed(text, got=got, wanted=f"at most {max_kld:g}", remedy="give it more bits")
     if not any(figures.get("kld_mean") is not None for figures in quality.values()):
         raise LessenError("--max-kld", got="no comparison with the original", wanted="a mean KL to judge by")
+
+
+def judgeable(max_kld: float | None, judged: bool, remedy: str) -> None:
+    """Refuse a limit that nothing will be measured against, before any work.
+
+    Raises:
+        UsageError: `max_kld` without a comparison.
+    """
+    if max_kld is not None and not judged:
+        raise UsageError("--max-kld", got="no comparison with the original", wanted="one to hold the limit against", remedy=remedy)

@@ -5,6 +5,7 @@ from typing import Literal
 
 from torch import Tensor
 
+from lessen.errors import UsageError
 from lessen.formats.affine import Int
 from lessen.formats.granularity import PerGroup, PerRow
 
@@ -25,7 +26,9 @@ class Rounding:
     """Scales from the extremes, from the squared weight error, or from that error weighted by the input's curvature."""
 
     def __post_init__(self) -> None:
-        _ = self.format  # refuses widths and groups that no format has
+        _ = self.format  # refuses widths that no format has
+        if self.group is not None and self.group < 1:
+            raise UsageError(f"{type(self).__name__}.group", got=str(self.group), wanted="a positive number, or None for whole rows")
 
     @property
     def format(self) -> Int:
