@@ -129,3 +129,9 @@ def test_a_run_that_ended_before_it_was_killed_does_not_count():
     kills = [{"at_step": i, "steps_on_disk": i, "was_running": i < 3} for i in (1, 2, 3)]
     goals = resume_goals([{"key": "killed", "kills": kills, "steps_lost": 0, "equal": True}])
     assert [goal.met for goal in goals] == [False, True, True]
+
+
+def test_the_tables_of_the_readme_are_those_of_the_results():
+    from benchmarks.tables import README, fresh
+
+    assert fresh(README.read_text()) == README.read_text()

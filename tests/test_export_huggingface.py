@@ -171,9 +171,7 @@ def test_an_export_whose_codes_do_not_come_back_is_refused(tmp_path, monkeypatch
     monkeypatch.setitem(EXPORTERS, "huggingface", replace(honest, codes_equal=lambda *_, **__: False))
     with pytest.raises(LessenError, match="codes that differ"):
         export(Solved(llama()), tmp_path / "out", "huggingface")
-    monkeypatch.setitem(
-        exports.EXPORTERS, "huggingface", replace(honest, logits=lambda c, p, probe, **_: (-honest.logits(c, p, probe)[0], "x"))
-    )
+    monkeypatch.setitem(EXPORTERS, "huggingface", replace(honest, logits=lambda c, p, probe, **_: (-honest.logits(c, p, probe)[0], "x")))
     with pytest.raises(LessenError, match="nats from the model's"):
         export(Solved(llama()), tmp_path / "out", "huggingface", probe=probe())
     assert not list(tmp_path.iterdir())
