@@ -15,7 +15,7 @@ import torch
 from lessen.core.edit import Quantize, load_edits, same
 from lessen.engine.plan import decide, journal_at
 from lessen.engine.quantize import Text
-from lessen.errors import UsageError
+from lessen.errors import LessenError, UsageError
 from lessen.methods import AWQ, FLAP, GPTQ, RTN, BlockInfluence, Select
 from lessen.models import open_checkpoint
 from lessen.models.edited import Edited
@@ -172,3 +172,22 @@ def test_the_chosen_candidate_is_really_the_best_on_held_out_text(tmp_path):
     record = next(r for r in plan.records if r.block == 0)
     # float32 sums over another batch size
     assert record.candidates[record.method] == pytest.approx(chosen, rel=1e-4)
+
+
+def test_a_job_that_failed_before_its_first_step_binds_nobody(tmp_path):
+    source = checkpoint()
+    journal_at(tmp_path / "work", source, [RTN(**GRID)], {"seed": 0})
+    planned(tmp_path / "work", [RTN(4, 16)], source)
+
+
+def test_a_full_disk_is_one_line_with_a_remedy(tmp_path, monkeypatch):
+    import lessen.engine.journal as journal
+
+    def full(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(journal, "save_edits", full)
+    with pytest.raises(LessenError, match=r"No space left.*it resumes"):
+        planned(tmp_path, [RTN(**GRID)])
+    monkeypatch.undo()
+    assert planned(tmp_path, [RTN(**GRID)]).edits

@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 from lessen.core.event import Listener
 from lessen.engine.quantize import Text
-from lessen.errors import UsageError
+from lessen.errors import LessenError, UsageError
 from lessen.models.checkpoint import Checkpoint
 from lessen.stats import data
 from lessen.stats.generate import written_by
@@ -121,8 +121,13 @@ def _written(source: Checkpoint, count: int, length: int, seed: int, cache: Path
                 return file.get_tensor("windows")
     windows = written_by(source, count, length, seed, on_event=on_event)
     if path is not None:
-        path.parent.mkdir(parents=True, exist_ok=True)
         aside = path.with_suffix(".aside")
-        save_file({"windows": windows}, aside, metadata=dict(key))
-        aside.replace(path)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            save_file({"windows": windows}, aside, metadata=dict(key))
+            aside.replace(path)
+        except (OSError, SafetensorError) as error:
+            raise LessenError(
+                str(path.parent), got=str(error), wanted="a directory to keep what the model wrote", remedy="choose --work"
+            ) from None
     return windows

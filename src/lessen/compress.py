@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 
 from lessen import job as jobs
@@ -145,8 +146,8 @@ def _run(making: _Making, job: "jobs.Job", wanted: _Wanted) -> None:
             _measure(making, job, result, stage, wanted.texts)
         _report(run, stage, out)
         _swap(stage, out)
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+    except (OSError, SafetensorError) as error:
+        if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "No space left" in str(error):
             remedy = "free space and run again: it resumes"
             raise LessenError(str(out), got=str(error), wanted="room for the result", remedy=remedy) from None
         raise LessenError(str(out), got=str(error), wanted="to write there", remedy="mend it and run again: it resumes") from None

@@ -1,5 +1,7 @@
 """A request turned into a job: the model opened, the recipe settled, the text read, every choice noted; and `plan`, which runs it."""
 
+import atexit
+import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -47,7 +49,8 @@ class Job:
 
     def plan(self, work: Path, on_event: Listener | None = None) -> Plan:
         """Decide everything; finished steps are kept in `work` and found there again."""
-        settings = {"calibration": self.described.get("sha256"), "seed": self.seed}
+        told = {"calibration": self.described["source"], "tokens": self.described.get("tokens"), "seed": self.seed}
+        settings = {**told, "calibration windows": self.described.get("sha256")}
         return decide(self.source, self.methods, self.text, journal_at(work, self.source, self.methods, settings), on_event)
 
 
@@ -110,6 +113,8 @@ def plan(ref: "str | Path | nn.Module", *, work: str | Path | None = None, on_ev
         Edits and records; `lessen.apply(model, plan.edits)` carries them out.
     """
     folder = Path(work or tempfile.mkdtemp(prefix="lessen-"))
+    if work is None:  # decisions are read from there for as long as the process lives
+        atexit.register(shutil.rmtree, folder, ignore_errors=True)
     return prepare(ref, **request, cache=folder, on_event=on_event).plan(folder, on_event)
 
 

@@ -13,6 +13,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -33,13 +34,13 @@ class Journal:
 
     def __init__(self, folder: Path, job: Mapping[str, Any]):
         self.folder = folder
-        folder.mkdir(parents=True, exist_ok=True)
-        description = folder / "job.json"
-        job = json.loads(json.dumps(job))
-        if description.exists():
-            _refuse_changes(folder, json.loads(description.read_text()), job)
-        else:
-            _write_json(description, job)
+        self.job: dict[str, Any] = json.loads(json.dumps(job))
+        if self._description.exists():
+            _refuse_changes(folder, json.loads(self._description.read_text()), self.job)
+
+    @property
+    def _description(self) -> Path:
+        return self.folder / "job.json"
 
     def _path(self, pass_index: int, step: int, suffix: str) -> Path:
         return self.folder / f"pass{pass_index}-step{step:04d}.{suffix}"
@@ -55,15 +56,18 @@ class Journal:
         self, pass_index: int, step: int, edits: Sequence[Edit], records: Sequence[Record], state: Mapping[str, Tensor] | None = None
     ) -> None:
         """Make one step durable; `state` is what the next step starts from."""
-        self._check_room(state or {})
         try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self._check_room(state or {})
+            if not self._description.exists():  # with the first finished step: a job that failed before binds nobody
+                _write_json(self._description, self.job)
             save_edits(self._path(pass_index, step, "safetensors"), edits)
             if state is not None:
                 aside = self._path(pass_index, step, "state.aside")
                 save_file({k: v.contiguous() for k, v in state.items()}, aside)
                 aside.replace(self._path(pass_index, step, "state"))
             _write_json(self._path(pass_index, step, "json"), [asdict(record) for record in records])
-        except OSError as error:
+        except (OSError, SafetensorError) as error:
             raise LessenError(str(self.folder), got=str(error), wanted="room for one more block", remedy=RESUMES) from None
         for old in self.folder.glob(f"pass{pass_index}-step*.state"):
             if old != self._path(pass_index, step, "state"):
@@ -107,7 +111,7 @@ def _write_json(path: Path, data: Any) -> None:
 
 
 def _refuse_changes(folder: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
-    for option in sorted(before.keys() | now.keys()):
+    for option in [*now, *(before.keys() - now.keys())]:
         if before.get(option) != now.get(option):
             raise UsageError(
                 f"{folder} ({option})",
