@@ -62,13 +62,13 @@ def solve(checkpoint: Checkpoint, dial: "Dial") -> tuple[list[Any], list[str]]:
         least = min(options, key=lambda option: option.size_bytes)
         raise UsageError(
             f"--to {dial.value:g} {dial.kind}",
-            got=f"a budget of {budget / 1e6:.1f} MB",
-            wanted=f"at least {least.size_bytes / 1e6:.1f} MB ({_bpw(checkpoint, least.size_bytes):.2f}bpw) for this model",
+            got=f"a budget of {_bytes(budget)}",
+            wanted=f"at least {_bytes(least.size_bytes)} ({_bpw(checkpoint, least.size_bytes):.2f}bpw) for this model",
             remedy="ask for more, or prune first with a recipe",
         )
     notes = [
-        f"For {budget / 1e6:.1f} MB: linears {fit.bits} bits in groups of {_words(fit.group)}, tables and head {fit.table_bits} bits "
-        f"in groups of {_words(fit.table_group)}: {fit.size_bytes / 1e6:.1f} MB, {_bpw(checkpoint, fit.size_bytes):.2f} bits per weight."
+        f"For {_bytes(budget)}: linears {fit.bits} bits in groups of {_words(fit.group)}, tables and head {fit.table_bits} bits "
+        f"in groups of {_words(fit.table_group)}: {_bytes(fit.size_bytes)}, {_bpw(checkpoint, fit.size_bytes):.2f} bits per weight."
     ]
     return [*_tables(fit.table_bits, fit.table_group, tables), candidates(fit.bits, fit.group)], notes
 
@@ -164,3 +164,7 @@ def _bpw(checkpoint: Checkpoint, size_bytes: float) -> float:
 
 def _words(group: int | None) -> str:
     return "a whole row" if group is None else str(group)
+
+
+def _bytes(size: float) -> str:
+    return f"{size / 1e6:.1f} MB" if size >= 1e6 else f"{size / 1e3:.1f} kB"
