@@ -1,6 +1,7 @@
 """The whole job's promises about files: what is the user's is left alone, what failed leaves nothing."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -34,7 +35,8 @@ def test_a_work_directory_of_the_users_keeps_what_is_in_it(tmp_path: Path):
 
 
 def test_options_are_checked_before_any_work():
-    for wrong in ({"shrinkage": 5}, {"damping": -3}, {"polish": -1}, {"bits": 9}, {"group": 0}):
+    wrongs: list[dict[str, Any]] = [{"shrinkage": 5}, {"damping": -3}, {"polish": -1}, {"bits": 9}, {"group": 0}]
+    for wrong in wrongs:
         with pytest.raises(UsageError):
             GPTQ(**wrong)
     with pytest.raises(UsageError, match="at least one"):
