@@ -132,8 +132,7 @@ def test_evaluate_measures_the_distance_to_the_original(compressed: Path, tiny_m
     assert held["kld_mean"] > 0
     assert call(capsys, *tokens, "--max-kld", "1e-9", "--quiet")[0] == 3
     code, out, _ = call(capsys, "evaluate", tiny_model, "--eval", tiny_texts[1], "--length", "32", "--max-kld", "1", "--quiet")
-    assert code == 2, "without a reference there is nothing to judge by"
-    assert "ppl" in out
+    assert code == 2 and not out, "without a reference there is nothing to judge by"
 
 
 def test_export_writes_one_file_more(compressed: Path, tmp_path, capsys):
@@ -186,6 +185,7 @@ def test_a_recipe_file_and_its_line_in_errors(tiny_model, tiny_texts, tmp_path, 
 
 INTERRUPTED = """
 import os, signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job inherits it ignored
 from lessen.cli.main import main
 from lessen.cli.progress import EventPrinter
 told = EventPrinter.__call__
