@@ -74,7 +74,7 @@ def export(
     model: str,
     /,
     *,
-    format: Annotated[str, Parameter(name=("--format", "--to"))],
+    format: str,
     out: Annotated[Path, Parameter(metavar="PATH")],
     overwrite: Switch = False,
     running: Running = Running(),
