@@ -144,6 +144,29 @@ def test_targets_are_not_overwritten_unasked_and_failures_leave_nothing(tmp_path
     assert not (tmp_path / "out" / "old").exists() and [p.name for p in tmp_path.iterdir()] == ["out"]
 
 
+def test_a_full_disk_is_said_and_leaves_nothing(tmp_path, monkeypatch):
+    def full(*_: Any, **__: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    solved = Solved(llama())
+    monkeypatch.setattr(solved, "copy_tokenizer", full)
+    with pytest.raises(LessenError, match="a full disk"):
+        export(solved, tmp_path / "out", "huggingface")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"embedding": "float32"}, "wanted one of codes, float16; did you mean float16"),
+        ({"shard_bytes": 0}, "wanted a whole number from 1"),
+    ],
+)
+def test_values_that_an_option_does_not_take_are_refused(tmp_path, options, message):
+    with pytest.raises(UsageError, match=message):
+        export(Solved(llama()), tmp_path / "out", "huggingface", **options)
+
+
 def test_misspelt_formats_and_options_name_the_nearest(tmp_path):
     with pytest.raises(UsageError, match="did you mean huggingface"):
         export(Solved(llama()), tmp_path / "out", "hugingface")

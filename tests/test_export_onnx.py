@@ -10,6 +10,7 @@ from lessen.core.edit import Quantize
 from lessen.errors import LessenError
 from lessen.export import export, onnx_weights
 from lessen.export.grid import grid_of
+from lessen.export.parity import proof
 from lessen.formats.affine import Int, PerGroup, PerRow
 from tests.export_fixture import EMBEDDING, Solved, decoded, four_bits, llama, probe
 
@@ -127,6 +128,14 @@ def test_onnxruntime_genai_generates_what_the_model_in_memory_does(tmp_path, fam
         generator.generate_next_token()
     ours = list(generator.get_sequence(0))
     assert ours == wanted[: len(ours)] and (len(ours) == len(wanted) or ours[-1] == 0)
+
+
+def test_a_runtime_that_fails_is_reported_in_one_line():
+    def broken(_: torch.Tensor) -> Any:
+        raise ValueError("kernel not found\nand more")
+
+    with pytest.raises(LessenError, match=r"a file on which its runtime fails \(kernel not found\)"):
+        proof(Solved(llama()), probe(), broken)
 
 
 def test_changed_codes_are_noticed(tmp_path):

@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 from lessen.errors import LessenError, UsageError, nearest
 from lessen.export import gguf, gptq, huggingface, onnx
@@ -87,10 +87,7 @@ def export(
         UsageError: unknown format or option, or `out` exists.
         LessenError: the container cannot hold a tensor exactly; the message says what would.
     """
-    known = options_of(format)
-    for name in options:
-        if name not in known:
-            raise UsageError(f"export {format}", got=f"option {name!r}", wanted="one of its options", remedy=nearest(name, known))
+    _check(format, options)
     source: Any = checkpoint if hasattr(checkpoint, "quantized") else open_checkpoint(checkpoint)  # pyright: ignore[reportArgumentType]
     exporter, target, start = EXPORTERS[format], Path(out), time.perf_counter()
     with aside(target, overwrite) as temporary:
@@ -109,7 +106,23 @@ def export(
     }
 
 
-FARTHEST = 0.05  # nats; runtimes that compute with 8-bit activations lie at 0.002 to 0.005, a wrong nibble order at 5 and more
+FARTHEST = 0.3
+"""Nats. Runtimes that round activations to 8 bits lie at 0.001 to 0.02 on a short probe (the first tokens of a text carry the largest
+activations); a wrong nibble order or head permutation lies at 5 and more."""
+
+
+def _check(format: str, options: dict[str, Any]) -> None:
+    """Refuse unknown options, and values that an option does not take, with the nearest that it does."""
+    known = options_of(format)
+    for name, value in options.items():
+        if name not in known:
+            raise UsageError(f"export {format}", got=f"option {name!r}", wanted="one of its options", remedy=nearest(name, known))
+        choices = get_args(known[name].annotation)
+        if choices and value not in choices:
+            wanted = f"one of {', '.join(choices)}"
+            raise UsageError(f"export {format}: {name}", got=repr(value), wanted=wanted, remedy=nearest(str(value), choices))
+        if known[name].annotation is int and (not isinstance(value, int) or value < 1):
+            raise UsageError(f"export {format}: {name}", got=repr(value), wanted="a whole number from 1")
 
 
 def _insist(format: str, target: Path, equal: bool, proved: dict[str, Any]) -> None:

@@ -5,6 +5,7 @@ import shutil
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
+from errno import ENOSPC
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -14,6 +15,7 @@ from torch import Tensor
 
 from lessen.errors import LessenError, UsageError
 
+_NO_SPACE = 1 << 16
 _DTYPE_NAMES = {
     torch.float32: "F32",
     torch.float16: "F16",
@@ -41,16 +43,17 @@ def aside(target: Path, overwrite: bool = False) -> Iterator[Path]:
     temporary = target.parent / f".{target.name}.{uuid.uuid4().hex[:8]}.aside"
     try:
         yield temporary
-        if target.exists():
+        if target.is_dir():
             old = temporary.with_suffix(".old")
             target.rename(old)
             temporary.rename(target)
             _remove(old)
         else:
-            temporary.rename(target)
+            temporary.replace(target)
     except OSError as error:
-        if error.errno == 28:
-            free = shutil.disk_usage(target.parent).free
+        # numpy says that fewer bytes were written than asked, and no more: so look at the disk itself.
+        free = shutil.disk_usage(target.parent).free
+        if error.errno == ENOSPC or free < _NO_SPACE:
             raise LessenError(str(target), got=f"a full disk ({free >> 20} MiB free)", wanted="room for it", remedy="free some") from error
         raise
     finally:

@@ -44,8 +44,6 @@ def write(checkpoint: Checkpoint, path: Path, *, plain: Literal["F16", "BF16", "
         Notes: choices that the reader of the result should know.
     """
     GGUFWriter, kinds = _package(checkpoint.label)
-    if plain not in _PLAIN:
-        raise LessenError("export gguf", got=f"plain={plain!r}", wanted="F16, BF16 or F32")
     places = _places(checkpoint)
     types = {name: _type(checkpoint, name, plain) for name in places}
     writer = GGUFWriter(path, architecture(checkpoint))

@@ -56,8 +56,6 @@ def write(
     Returns:
         Notes: choices that the reader of the result should know.
     """
-    if dense not in _DTYPES:
-        raise LessenError("export gptq", got=f"dense={dense!r}", wanted="float16, bfloat16 or float32")
     folder.mkdir(parents=True, exist_ok=True)
     bits, group, linears = _common(checkpoint)
     notes: dict[str, None] = {}

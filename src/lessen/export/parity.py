@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lessen.errors import LessenError
 from lessen.models.checkpoint import Checkpoint
 
 
@@ -97,4 +98,12 @@ def proof(checkpoint: Checkpoint, probe: Tensor | None, run: Callable[[Tensor], 
         logits, runtime = run(probe)
     except NoRuntime as reason:
         return {**nothing, "runtime_skipped": str(reason)}
+    except LessenError:
+        raise
+    except Exception as error:  # runtimes raise classes of their own
+        first = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+        got = f"a file on which its runtime fails ({first})"
+        raise LessenError(
+            checkpoint.label, got=got, wanted="one that it runs", remedy="please report it; without probe it is written"
+        ) from error
     return {**compare(reference(checkpoint, probe), logits), "runtime": runtime}
