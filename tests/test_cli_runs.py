@@ -188,7 +188,6 @@ import os, signal, sys
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job inherits it ignored
 from lessen.cli.main import main
 from lessen.cli.progress import EventPrinter
-signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs start with it ignored
 told = EventPrinter.__call__
 def interrupting(self, event):
     told(self, event)
