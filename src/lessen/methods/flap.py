@@ -18,7 +18,7 @@ Beware: architectures whose configuration has no switch for such a bias (Qwen2, 
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
@@ -26,10 +26,13 @@ from torch import Tensor
 
 from lessen.core.edit import Edit, Keep, Replace
 from lessen.core.method import Stats
-from lessen.core.unit import View
+from lessen.core.unit import Unit, View
 from lessen.methods.budget import Budget
+from lessen.methods.ranking import Rules
 from lessen.stats.accumulators import InputMean, InputVariance
+from lessen.stats.inputs import Read
 from lessen.structure.decoder import writer
+from lessen.targets.cost import Goal
 
 
 @dataclass(frozen=True)
@@ -39,7 +42,7 @@ class FLAP(Budget):
     bias: bool = True
     """Put the mean of what is removed into a bias."""
 
-    scope: ClassVar = "model"
+    reads: ClassVar[bool] = True
 
     @property
     def needs(self) -> tuple[type, ...]:
@@ -56,25 +59,49 @@ class FLAP(Budget):
         name = writer(view.unit).name
         return view.sum_per_channel({name: view.tensors[name].float().square() * stats[InputVariance].float()})
 
-    def decide(self, views: Sequence[View], stats: Sequence[Stats]) -> list[Edit]:
-        scores = [self.score(view, stat) for view, stat in zip(views, stats, strict=True)]
-        if self.across == "model":
-            scores = [(score - score.mean()) / score.std(correction=0).clamp_min(torch.finfo(score.dtype).tiny) for score in scores]
-        edits: list[Edit] = []
-        for view, stat, stay in zip(views, stats, self.select(views, scores), strict=True):
-            if len(stay) < view.unit.size:
-                edits.append(Keep(view.unit, stay))
-                if self.bias:
-                    edits.append(self.compensation(view, stat, stay))
-        return edits
+    @property
+    def rules(self) -> Rules:
+        if self.across == "layer" and self.normalise == "none":
+            return super().rules
+        return replace(super().rules, normalise="zscore", renew=False)
+
+    def _partition(self, unit: Unit) -> str:
+        return unit.name if self.normalise == "none" else super()._partition(unit)
+
+    def decide(self, views: Sequence[View], stats: Sequence[Stats], goal: Goal | None = None) -> list[Edit]:
+        edits = super().decide(views, stats, goal)
+        return self.compensated(edits, views, stats) if self.bias else edits
+
+    def compensated(self, edits: Sequence[Edit], views: Sequence[View], stats: Sequence[Stats]) -> list[Edit]:
+        """Every `Keep`, followed by the biases that make up for it."""
+        units = {edit.unit.name: edit for edit in edits if isinstance(edit, Keep)}
+        found: list[Edit] = []
+        for view, stat in zip(views, stats, strict=True):
+            if (edit := units.get(view.unit.name)) is not None:
+                found.append(edit)
+                if Read in stat:
+                    found += [self.compensation(_with_bias(read, view), read.stats, edit.indices) for read in stat[Read]]
+                else:
+                    found.append(self.compensation(view, stat, edit.indices))
+        return found
 
     def compensation(self, view: View, stats: Stats, stay: Tensor) -> Replace:
         """The bias that carries the mean of everything but the channels `stay`."""
         part = writer(view.unit)
         gone = torch.ones(view.unit.size, dtype=torch.bool)
         gone[stay] = False
-        features = gone.repeat_interleave(part.span).nonzero()[:, 0]
+        features = gone.repeat_interleave(part.span).nonzero()[:, 0] + part.start
         # The products are few and their sum is kept for good, so it is taken in float64.
         lost = view.tensors[part.name][:, features].double() @ stats[InputMean].double()[features]
         name = f"{part.name.removesuffix('.weight')}.bias"
         return Replace(name, (lost + view.tensors[name].double() if name in view.tensors else lost).float())
+
+
+def _with_bias(read: Read, view: View) -> View:
+    """The unit as one reader sees it, with that reader's bias; a convolution's positions are added up to one row per output."""
+    seen, part = read.view(view), read.reader.part
+    weight = seen.tensors[part.name]
+    outputs = read.reader.outputs
+    summed = weight.reshape(outputs, -1, weight.shape[1]).sum(1)
+    bias = f"{part.name.removesuffix('.weight')}.bias"
+    return View(seen.unit, {part.name: summed} | ({bias: view.tensors[bias]} if bias in view.tensors else {}))

@@ -12,13 +12,12 @@ weights); Li et al. 2017, Pruning Filters for Efficient ConvNets, https://arxiv.
 Changed: the sum runs over all coupled matrices, not only the one that makes the channel.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from types import MappingProxyType
+from typing import Literal
 
 from torch import Tensor
 
-from lessen.core.edit import Edit
 from lessen.core.method import Stats
 from lessen.core.unit import View
 from lessen.methods.budget import Budget
@@ -31,13 +30,7 @@ class Magnitude(Budget):
     power: Literal[1, 2] = 2
     """Exponent p: 2 lets the largest weights decide, 1 their sum."""
 
-    scope: ClassVar = "model"
-
-    @property
-    def needs(self) -> tuple[type, ...]:
-        return ()
-
-    def score(self, view: View) -> Tensor:
+    def score(self, view: View, stats: Stats = MappingProxyType({})) -> Tensor:
         """Shape "channel".
 
         >>> import torch
@@ -48,6 +41,3 @@ class Magnitude(Budget):
         """
         parts = {part.name for part in view.unit.slices}
         return view.sum_per_channel({name: view.tensors[name].float().abs() ** self.power for name in parts})
-
-    def decide(self, views: Sequence[View], stats: Sequence[Stats]) -> list[Edit]:
-        return self.keeps(views, [self.score(view) for view in views])

@@ -13,13 +13,11 @@ Paper: Sun et al. 2023, A Simple and Effective Pruning Approach for Large Langua
 Changed: the paper removes single weights, comparing within each row of W; summing to whole channels is our structural extension.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
 from torch import Tensor
 
-from lessen.core.edit import Edit
 from lessen.core.method import Stats
 from lessen.core.unit import View
 from lessen.methods.budget import Budget
@@ -31,7 +29,7 @@ from lessen.structure.decoder import writer
 class Wanda(Budget):
     """Remove the channels with the smallest weights times inputs."""
 
-    scope: ClassVar = "model"
+    reads: ClassVar[bool] = True
 
     @property
     def needs(self) -> tuple[type, ...]:
@@ -48,6 +46,3 @@ class Wanda(Budget):
         """
         name = writer(view.unit).name
         return view.sum_per_channel({name: view.tensors[name].float().abs() * stats[InputNorm].sqrt().float()})
-
-    def decide(self, views: Sequence[View], stats: Sequence[Stats]) -> list[Edit]:
-        return self.keeps(views, [self.score(view, stat) for view, stat in zip(views, stats, strict=True)])

@@ -1,0 +1,1 @@
+"""What running a model costs: parameters, bytes, multiply-accumulates, measured time."""
