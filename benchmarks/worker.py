@@ -137,7 +137,8 @@ def _planned(arguments: Row) -> Any:
     # The last ninth is held out by lessen: just the windows of that name. A method that looks at no data is not made to walk over it.
     text = None if blind else torch.cat([windows["calibration"], windows["heldout"]])
     written = arguments.get("written")
-    asked = job.prepare(found.model(arguments["variant"]), recipe=methods, calibration=text, embeddings=default, written=written)
+    request = job.Request(recipe=methods, calibration=text, embeddings=default, written=written)
+    asked = job.prepare(job.settled(found.model(arguments["variant"]), request), request)
     plan = asked.plan(Path(arguments["work"]))
     return plan.result, plan.records
 

@@ -16,12 +16,13 @@ LAYERS = [
     ["formats"],
     ["core"],
     ["models"],
-    ["structure", "stats"],
+    ["structure", "stats", "targets"],
     ["methods"],
     ["recipe", "environment"],
-    ["engine", "evaluate", "export", "report"],
+    ["engine", "evaluate", "export", "recover", "report"],
     ["calibration"],
-    ["job"],
+    ["job", "prune"],
+    ["foresee"],
     ["compress"],
     ["cli"],
     ["__main__"],
@@ -36,7 +37,6 @@ LONG: dict[str, str] = {}
 # Functions that may take more parameters, each with its reason.
 WIDE: dict[str, str] = {
     "compress.py:compress": "the front door; each is one question that a user may have",
-    "job.py:prepare": "the questions that compress and plan have in common",
 }
 
 

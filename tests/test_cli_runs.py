@@ -202,7 +202,7 @@ def test_ctrl_c_says_how_to_go_on_and_the_same_command_does(tiny_model, tiny_tex
     asked = ["compress", tiny_model, "--out", "o", "--calibration", tiny_texts[0], "--tokens", "512", "--no-eval", "--export", "none"]
     first = subprocess.run([sys.executable, "-c", INTERRUPTED, *asked], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert first.returncode == 130
-    assert first.stderr.splitlines()[-1] == "lessen: interrupted; finished blocks are kept, and the same command goes on from there"
+    assert first.stderr.splitlines()[-1] == "lessen: interrupted; what is finished is kept, and the same command goes on from there"
     assert "Traceback" not in first.stderr
     assert "quantize 1/2" in first.stderr
     assert not (tmp_path / "o").exists()

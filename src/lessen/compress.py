@@ -6,72 +6,57 @@ import shlex
 import shutil
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from math import prod
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from torch import Tensor
+from torch import Tensor, nn
 
+import lessen
+from lessen import foresee
 from lessen import job as jobs
 from lessen.calibration import WINDOW
 from lessen.core.event import Event, Listener
 from lessen.core.record import Run
+from lessen.core.strict import strict
+from lessen.engine.lock import alone
 from lessen.engine.plan import Plan
-from lessen.environment import environment
+from lessen.engine.steps import Steps
+from lessen.environment import environment, processor
 from lessen.errors import LessenError, UsageError
+from lessen.evaluate import texts as held_out
 from lessen.evaluate.cost import cost
 from lessen.evaluate.language import evaluate as evaluate_language
 from lessen.evaluate.language import prepare as prepare_reference
 from lessen.evaluate.speed import Workload, usable_processors
 from lessen.export import EXPORTERS, export
+from lessen.foresee import PLACES
 from lessen.formats import spec
 from lessen.models import open_checkpoint
 from lessen.models.checkpoint import Checkpoint
 from lessen.recipe import to_json
 from lessen.report import html, model_card
 from lessen.stats import data
-from lessen.stats.text import builtin
 
-if TYPE_CHECKING:
-    from torch import nn
-
-PLACES = {"gguf": "gguf/model.gguf", "onnx": "onnx", "gptq": "gptq"}
 DEFAULT_EXPORTS = ("gguf", "onnx")
-EVALUATION_WINDOWS = 16
 
 
-@dataclass
-class _Making:
-    """One run under way: its record so far, and who listens."""
-
-    run: Run
-    on_event: Listener | None
-    threads: int | None
-
-    @contextmanager
-    def phase(self, name: str, about: str = "") -> Iterator[None]:
-        started = time.perf_counter()
-        if self.on_event and about:
-            self.on_event(Event(name, 0, 0, about))
-        yield
-        self.run.seconds[name] = self.run.seconds.get(name, 0.0) + time.perf_counter() - started
-
-
+@strict(jobs.Request)
 def compress(
-    ref: "str | Path | nn.Module",
+    ref: str | Path | nn.Module,
     out: str | Path,
     *,
     exports: Sequence[str] | None = None,
-    evaluation: "Sequence[str | Path] | Mapping[str, Tensor] | None" = None,
+    evaluation: Sequence[str | Path] | Mapping[str, Tensor] | None = None,
     evaluate: bool = True,
     prove: bool = True,
     threads: int | None = None,
     work: str | Path | None = None,
+    begun: str | Path | None = None,
     overwrite: bool = False,
     on_event: Listener | None = None,
     **request: Any,
@@ -82,77 +67,163 @@ def compress(
         ref: a Hugging Face directory, a GGUF file, `package.module:factory`, `smollm2-135m`, or a module.
         out: directory to make; it appears only when everything in it is complete.
         exports: further formats; None takes GGUF and ONNX where the result fits them.
-        evaluation: held-out text files, or token windows by name; None takes the built-in evaluation text.
+        evaluation: held-out text files, or token windows by name; None takes the built-in texts, one near the built-in
+            calibration text and one far from it.
         evaluate: measure quality and speed.
         prove: compare the logits of every written file with the model's; a runtime holds its model whole meanwhile.
         threads: processor threads for torch and the runtimes; None leaves torch as it is and times runtimes on all cores but one.
         work: directory in which finished blocks are kept (in a folder named after `out`) until the end; None: beside `out`.
-            The same call goes on there after a kill.
+            The same call goes on there after a kill, whatever it was doing: deciding, exporting or measuring.
+        begun: a directory in which `lessen.plan` kept its decisions for the same request; they are taken over.
         overwrite: replace `out` if it exists.
         on_event: hears of every block.
-        request: `recipe`, `to`, `calibration`, `tokens`, `seed`, `written`, `embeddings` as in `lessen.job.prepare`.
+        request: `recipe`, `to`, `calibration`, `tokens`, `seed`, `written`, `embeddings` as in `lessen.job.Request`.
 
     Returns:
         The record of the run, as written to `out/lessen.json`.
 
     Raises:
-        UsageError: `out` exists, an unknown export. LessenError: anything that stops the run; `out` is then untouched.
+        UsageError: a request that makes no sense: `out` exists, an unknown export or option.
+        LessenError: anything that stops the run; `out` is then untouched.
     """
-    out = Path(out)
-    _check_out(out, overwrite)
-    for name in exports or ():
-        if name not in PLACES:
-            _unknown_export(name)
+    asked, out = jobs.Request(**request), Path(out)
+    foresee.place(out, overwrite or _old(out).exists())
+    foresee.exports(exports or ())
     if threads is not None:
         if not 1 <= threads <= usable_processors():
             raise UsageError("--threads", got=str(threads), wanted=f"1 to {usable_processors()}, the processors this process may use")
         torch.set_num_threads(threads)
-    work = (Path(work) if work else out.parent) / f".{out.name}.lessen-work"
-    job = jobs.prepare(ref, **request, cache=work, on_event=on_event)
-    texts = _evaluation_texts(job, evaluation) if evaluate else {}
-    making = _Making(Run(command=_command(), environment=environment(job.seed)), on_event, threads)
-    _run(making, job, _Wanted(out, work, exports, texts, prove))
-    shutil.rmtree(work, ignore_errors=True)
-    return making.run
+    aside = out.absolute().parent / f".{out.name}.lessen-work"
+    work = (Path(work).absolute() if work else aside.parent) / aside.name
+    with alone(aside, work):
+        if _old(out).exists() and not out.exists():
+            _old(out).rename(out)  # killed between the two renames of `_swap`
+        foresee.place(out, overwrite)
+        wanted = _Wanted(out, aside / "result", work, exports, evaluate, prove, threads)
+        run = _run(ref, asked, wanted, evaluation, begun, on_event)
+        shutil.rmtree(work, ignore_errors=True)
+        shutil.rmtree(aside, ignore_errors=True)
+    return run
 
 
 @dataclass(frozen=True)
 class _Wanted:
-    """Where to, in what, and judged on what."""
+    """Where to, in what, and how judged; `stage` is the directory under construction."""
 
     out: Path
+    stage: Path
     work: Path
     exports: Sequence[str] | None
-    texts: Mapping[str, Tensor]
+    evaluate: bool
     prove: bool
+    threads: int | None
+
+    @property
+    def formats(self) -> Sequence[str]:
+        return DEFAULT_EXPORTS if self.exports is None else self.exports
 
 
-def _run(making: _Making, job: "jobs.Job", wanted: _Wanted) -> None:
-    """Decide, write, measure, report, and only then put the directory in place."""
-    run, out = making.run, wanted.out
-    run.source = describe_source(job.source)
-    run.recipe, run.calibration, run.notes = to_json(job.methods), job.described, list(job.notes)
-    with making.phase("compress"):
-        plan = job.plan(wanted.work, making.on_event)
-    run.records = list(plan.records)
-    stage = out.parent / f".{out.name}.lessen-aside"
-    shutil.rmtree(stage, ignore_errors=True)
+@dataclass
+class _Making:
+    """One run under way: its record so far, the steps that are finished, and who listens."""
+
+    run: Run
+    job: "jobs.Job"
+    steps: Steps
+    wanted: _Wanted
+    on_event: Listener | None
+
+    def step(self, name: str, about: str, depends: Mapping[str, Any], work: Any, files: Sequence[str] = ()) -> None:
+        """One step, taken from disk if an earlier run has finished it."""
+        if self.on_event:
+            self.on_event(Event(name, 0, 0, about))
+        if self.steps.take(name, depends, work, files) and self.on_event:
+            self.on_event(Event(name, 0, 0, "finished by the run before"))
+
+
+def _run(ref: Any, asked: "jobs.Request", wanted: _Wanted, evaluation: Any, begun: str | Path | None, on_event: Listener | None) -> Run:
+    """Refuse what must be refused, decide, write, measure, report, and only then put the directory in place."""
+    found = jobs.settled(ref, asked)
+    foresee.result(found, wanted.exports or ())
+    foresee.room(found, wanted.exports or (), wanted.out.absolute(), wanted.work)
+    documents = _documents(asked, evaluation) if wanted.evaluate else ()
+    held = _windows(found, asked, documents) if wanted.evaluate else held_out.HeldOut({})
+    if begun is not None and not wanted.work.exists():
+        _take_over(Path(begun), wanted.work)
     try:
-        _write(making, job, plan, stage, wanted)
-        result = open_checkpoint(stage)
-        run.sizes = {"before": cost(job.source), "after": cost(result)}
-        run.notes += _already_small(run) + _wider(run, stage)
-        if wanted.texts:
-            _measure(making, job, result, stage, wanted.texts)
-        _report(run, stage, out)
-        _swap(stage, out)
+        job = jobs.prepare(found, asked, wanted.work, on_event)
+        held = _apart(job, held)
+        job.notes += held.notes
+        run = Run(command=_command(), environment=environment(job.seed))
+        making = _Making(run, job, Steps(wanted.stage.parent, wanted.stage, run), wanted, on_event)
+        _make(making, _decided(making), held.tokens)
     except (OSError, SafetensorError) as error:
         if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "No space left" in str(error):
             remedy = "free space and run again: it resumes"
-            raise LessenError(str(out), got=str(error), wanted="room for the result", remedy=remedy) from None
-        raise LessenError(str(out), got=str(error), wanted="to write there", remedy="mend it and run again: it resumes") from None
-    finally:
-        shutil.rmtree(stage, ignore_errors=True)
+            raise LessenError(str(wanted.out), got=str(error), wanted="room for the result", remedy=remedy) from None
+        raise LessenError(str(wanted.out), got=str(error), wanted="to write there", remedy="mend it and run again: it resumes") from None
+    return making.run
+
+
+def _decided(making: _Making) -> Plan:
+    """The decisions, with what the record says of them."""
+    run, job = making.run, making.job
+    run.source = describe_source(job.source)
+    run.recipe, run.calibration, run.notes = to_json(job.methods), job.described, list(job.notes)
+    begun, started = any(making.wanted.work.glob("pass*-step*.json")), time.perf_counter()
+    plan = job.plan(making.wanted.work, making.on_event)
+    run.records = list(plan.records)
+    took = time.perf_counter() - started
+
+    def note() -> None:
+        run.seconds["compress"] = took
+        if begun:
+            run.notes.append("Part of the decisions came from an earlier run; its time is not in the figures.")
+
+    making.steps.take("compress", {"job": _identity(making)}, note)
+    return plan
+
+
+def _identity(making: _Making) -> dict[str, Any]:
+    """What the result depends on, as plain data."""
+    job = making.job
+    return {
+        "source": job.source.fingerprint(),
+        "methods": [repr(method) for method in job.methods],
+        "text": job.described,
+        "lessen": lessen.__version__,
+    }
+
+
+def _make(making: _Making, plan: Plan, texts: Mapping[str, Tensor]) -> None:
+    """From decisions to a directory in its place."""
+    run, wanted, stage = making.run, making.wanted, making.wanted.stage
+    for rest in stage.parent.glob(".*.aside"):  # of a run that was killed while it wrote
+        shutil.rmtree(rest, ignore_errors=True) if rest.is_dir() else rest.unlink(missing_ok=True)
+    _write(making, plan)
+    result = open_checkpoint(stage)
+    if texts:
+        _measure(making, result, texts)
+    run.notes += _already_small(run) + _wider(run, stage)
+    _report(run, stage, wanted.out)
+    _swap(stage, wanted.out)
+
+
+def _take_over(begun: Path, work: Path) -> None:
+    """Begin with the decisions that `lessen.plan` kept; links cost nothing, and whoever writes here writes aside and renames."""
+    if not (begun / "job.json").is_file():
+        raise UsageError(str(begun), got="no job.json", wanted="a directory of lessen.plan", remedy="make it with lessen plan --out")
+
+    def link(source: str, target: str) -> None:
+        try:
+            os.link(source, target)
+        except OSError:
+            shutil.copy2(source, target)
+
+    aside = work.with_name(f"{work.name}.aside")
+    shutil.rmtree(aside, ignore_errors=True)
+    shutil.copytree(begun, aside, copy_function=link)
+    aside.rename(work)
 
 
 def _command() -> str:
@@ -198,48 +269,58 @@ def _old(out: Path) -> Path:
     return out.parent / f".{out.name}.lessen-old"
 
 
-def _check_out(out: Path, overwrite: bool) -> None:
-    if _old(out).exists() and not out.exists():
-        _old(out).rename(out)  # killed between the two renames of `_swap`
-    if out.exists() and not overwrite:
-        raise UsageError(str(out), got="something that exists", wanted="a new directory", remedy="choose another --out, or add --overwrite")
-    if out.exists() and not (out.is_dir() and ((out / "lessen.json").exists() or not any(out.iterdir()))):
-        raise UsageError(
-            str(out), got="something that lessen did not write", wanted="a directory with lessen.json", remedy="choose another --out"
-        )
-    out.parent.mkdir(parents=True, exist_ok=True)
-
-
-def _unknown_export(name: str) -> None:
-    from lessen.errors import nearest
-
-    raise UsageError("--export", got=repr(name), wanted="a known format", remedy=nearest(name, PLACES))
-
-
-def _evaluation_texts(job: "jobs.Job", evaluation: Any) -> dict[str, Tensor]:
-    """Windows by name of the text, none of which was calibrated on."""
+def _documents(asked: "jobs.Request", evaluation: Any) -> Any:
+    """The texts to judge on, read; token windows as they are."""
     if isinstance(evaluation, Mapping):
-        texts = dict(evaluation)
-    else:
-        documents = [data.read_text(path) for path in evaluation] if evaluation else [builtin("evaluation")]
-        length = int(job.described.get("window", WINDOW))
-        tokenizer = job.source.tokenizer()
-        texts = {d.name: data.sequential_windows(tokenizer, d, length)[:EVALUATION_WINDOWS] for d in documents}
-    jobs.overlap_check(job, texts)
-    return texts
+        return evaluation
+    mine = Path(asked.text) if isinstance(asked.text, str | Path) else Path("builtin")
+    for path in map(Path, evaluation or ()):
+        if path.exists() and mine.exists() and path.samefile(mine):
+            got, wanted = f"{path}, which is the calibration text", "a text that was not calibrated on"
+            raise UsageError("--eval", got=got, wanted=wanted, remedy="name another text")
+    return [data.read_text(path) for path in evaluation] if evaluation else None
 
 
-def _write(making: _Making, job: "jobs.Job", plan: Plan, stage: Path, wanted: _Wanted) -> None:
+def _windows(found: "jobs.Settled", asked: "jobs.Request", documents: Any) -> held_out.HeldOut:
+    """Windows by name of the text, as long as those of the calibration."""
+    if isinstance(documents, Mapping):
+        return held_out.HeldOut(dict(documents))
+    config = found.source.config
+    usual = min(WINDOW, int(config.get("max_position_embeddings") or config.get("n_positions") or WINDOW))
+    length = int(asked.text.shape[1]) if isinstance(asked.text, Tensor) else usual
+    return held_out.read(found.source.tokenizer(), documents, length=length)
+
+
+def _apart(job: "jobs.Job", held: held_out.HeldOut) -> held_out.HeldOut:
+    """The windows that were not calibrated on; told by their words, or without a tokenizer by their tokens."""
+    known = job.described.get("fingerprint")
+    if known is None:
+        jobs.overlap_check(job, held.tokens)
+        return held
+    return held_out.apart(held, known, job.source.tokenizer())
+
+
+def _write(making: _Making, plan: Plan) -> None:
     """The Hugging Face directory and the other formats, each with its proof."""
-    run, result = making.run, plan.result
-    probe = None if job.text is None or not wanted.prove else job.text.heldout[:1, :128]
-    with making.phase("write", "the Hugging Face directory"):
+    run, wanted, stage, result = making.run, making.wanted, making.wanted.stage, plan.result
+    probe = None if making.job.text is None or not wanted.prove else making.job.text.heldout[:1, :128]
+    depends = {"job": _identity(making), "prove": probe is not None}
+    stage.parent.mkdir(parents=True, exist_ok=True)
+
+    def whole() -> None:
+        shutil.rmtree(stage, ignore_errors=True)
         run.exports.append(_relative(export(result, stage, "huggingface", probe=probe, on_event=making.on_event), stage))
-    quantized = {name: found for name in result.names if (found := result.quantized(name))}
-    run.formats = {name: spec.to_json(found.format) for name, found in quantized.items()}
+        run.formats = {name: spec.to_json(found.format) for name in result.names if (found := result.quantized(name))}
+        run.save(stage / "lessen.json")
+        run.sizes = {"before": cost(making.job.source), "after": cost(open_checkpoint(stage))}
+
+    making.step("write", "the Hugging Face directory", depends, whole, ["*"])
     run.save(stage / "lessen.json")
-    for name in wanted.exports if wanted.exports is not None else DEFAULT_EXPORTS:
-        with making.phase(f"export {name}", EXPORTERS[name].summary):
+    for name in PLACES.keys() - set(wanted.formats):
+        shutil.rmtree(stage / Path(PLACES[name]).parts[0], ignore_errors=True)
+    for name in wanted.formats:
+
+        def further(name: str = name) -> None:
             (stage / PLACES[name]).parent.mkdir(exist_ok=True)
             try:
                 run.exports.append(_relative(export(result, stage / PLACES[name], name, probe=probe, on_event=making.on_event), stage))
@@ -249,6 +330,9 @@ def _write(making: _Making, job: "jobs.Job", plan: Plan, stage: Path, wanted: _W
                 run.notes.append(f"No {EXPORTERS[name].summary}: {error}")
                 if (stage / PLACES[name]).parent != stage:
                     shutil.rmtree((stage / PLACES[name]).parent, ignore_errors=True)
+
+        about = {**depends, "asked": wanted.exports is not None}
+        making.step(f"export {name}", EXPORTERS[name].summary, about, further, [Path(PLACES[name]).parts[0]])
     for row in run.exports:
         run.notes += [f"{row['format']}: {note}" for note in row.get("notes", [])]
 
@@ -257,20 +341,33 @@ def _relative(row: dict[str, Any], stage: Path) -> dict[str, Any]:
     return {**row, "path": os.path.relpath(row["path"], stage)}
 
 
-def _measure(making: _Making, job: "jobs.Job", result: Checkpoint, stage: Path, texts: Mapping[str, Tensor]) -> None:
+def _measure(making: _Making, result: Checkpoint, texts: Mapping[str, Tensor]) -> None:
     """Quality against the original, speed in every runtime, and what the model writes before and after."""
     from lessen.evaluate.samples import samples
     from lessen.evaluate.speed import measure, runtimes
 
-    run = making.run
-    with making.phase("evaluate", f"the original and the result on {', '.join(texts)}"):
-        reference = prepare_reference(job.source, texts, on_event=making.on_event)
-        run.quality = evaluate_language(result, reference, on_event=making.on_event)
-    with making.phase("samples", "what both models write"):
-        run.samples = samples(job.source, result, on_event=making.on_event)
-    with making.phase("speed", "every runtime, taking turns"):
-        rows = measure(runtimes(job.source, stage), _workload(job.source), threads=making.threads, on_event=making.on_event)
+    run, source, stage, on_event = making.run, making.job.source, making.wanted.stage, making.on_event
+    depends = {"job": _identity(making)}
+
+    def quality() -> None:
+        reference = prepare_reference(source, texts, on_event=on_event)
+        run.quality = evaluate_language(result, reference, on_event=on_event)
+        for name, side in held_out.nearness(run.calibration, run.quality).items():
+            run.quality[name]["nearness"] = side
+
+    def written() -> None:
+        run.samples = samples(source, result, on_event=on_event)
+
+    def speed() -> None:
+        rows = measure(runtimes(source, stage), workload, threads=making.wanted.threads, on_event=on_event)
         run.speed = [{**row, "path": row["path"].replace(f"{stage}/", "")} for row in rows]
+
+    on = {"texts": {name: data.sha256(ids) for name, ids in texts.items()}}
+    making.step("evaluate", f"the original and the result on {', '.join(texts)}", depends | on, quality)
+    making.step("samples", "what both models write", depends, written)
+    workload = _workload(source)
+    how = {"workload": asdict(workload), "threads": making.wanted.threads, "processor": processor(), "exports": run.exports}
+    making.step("speed", "every runtime, taking turns", depends | how, speed)
 
 
 def _workload(source: Checkpoint) -> Workload:

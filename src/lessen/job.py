@@ -12,7 +12,9 @@ from torch import Tensor
 
 from lessen.calibration import Wish, settle
 from lessen.core.event import Listener
+from lessen.core.strict import strict
 from lessen.engine import dial as dials
+from lessen.engine.lock import alone
 from lessen.engine.plan import Plan, check, decide, journal_at, passes
 from lessen.engine.quantize import Text, candidates
 from lessen.errors import UsageError
@@ -54,23 +56,11 @@ class Job:
         return decide(self.source, self.methods, self.text, journal_at(work, self.source, self.methods, settings), on_event)
 
 
-def prepare(
-    ref: "str | Path | nn.Module",
-    *,
-    recipe: "Recipe | Sequence[Any] | None" = None,
-    to: "Dial | str | None" = None,
-    calibration: "str | Path | Tensor | None" = None,
-    tokens: int | None = None,
-    seed: int | None = None,
-    written: float | None = None,
-    embeddings: bool = True,
-    cache: Path | None = None,
-    on_event: Listener | None = None,
-) -> Job:
-    """Settle everything that a run depends on, before any work.
+@dataclass(frozen=True)
+class Request:
+    """What is to be done to a model: the questions that `lessen.compress` and `lessen.plan` have in common.
 
-    Args:
-        ref: see `lessen.open_checkpoint`.
+    Attributes:
         recipe: methods in order; None takes the default for `to`.
         to: size to reach ("70MB", "4bpw", "0.5x"); only without a recipe.
         calibration: text file or directory, "builtin", or token windows "windows seq"; None: what the recipe says, else built-in.
@@ -78,28 +68,94 @@ def prepare(
         seed: of everything random (0).
         written: share of the calibration windows that the model writes itself; see `lessen.calibration.settle`.
         embeddings: also round token table and head, to 8 bits, when the recipe quantizes linears and does not mention them.
+    """
 
+    recipe: Recipe | Sequence[Any] | None = None
+    to: Dial | str | None = None
+    calibration: str | Path | Tensor | None = None
+    tokens: int | None = None
+    seed: int | None = None
+    written: float | None = None
+    embeddings: bool = True
+
+    def __post_init__(self) -> None:
+        if self.recipe is not None and self.to is not None:
+            raise UsageError("--to", got="a recipe as well", wanted="one of the two", remedy="leave out --to, or the recipe")
+        for method in () if isinstance(self.recipe, Recipe) or self.recipe is None else self.recipe:
+            if isinstance(method, type) or not hasattr(method, "scope"):
+                wanted = "methods such as lessen.methods.GPTQ(bits=4)"
+                raise UsageError("recipe", got=repr(method)[:80], wanted=wanted, remedy="lessen.recipe.parse reads methods from text")
+        if self.seed is not None and not 0 <= self.seed < 2**63:
+            raise UsageError("seed", got=str(self.seed), wanted="a whole number from 0")
+        if self.tokens is not None and self.tokens < 1:
+            raise UsageError("tokens", got=str(self.tokens), wanted="a positive number of calibration tokens")
+        if self.written is not None and not 0 <= self.written <= 1:
+            raise UsageError("written", got=f"{self.written:g}", wanted="a share from 0 to 1")
+
+    @property
+    def text(self) -> "str | Path | Tensor":
+        """Where calibration text comes from."""
+        return next(value for value in (self.calibration, _settings(self.recipe).calibration, "builtin") if value is not None)
+
+
+def _settings(recipe: Any) -> Recipe:
+    return recipe if isinstance(recipe, Recipe) else Recipe(())
+
+
+@dataclass(frozen=True)
+class Settled:
+    """A request held against a model: all that can be known before any text is read.
+
+    Attributes:
+        source: the model.
+        methods: the recipe, in order.
+        notes: choices made for the user.
+    """
+
+    source: Checkpoint
+    methods: list[Any]
+    notes: list[str]
+
+    @property
+    def looks_at_data(self) -> bool:
+        """Whether any method asks for statistics, or candidates have to be compared."""
+        return any(method.needs or len(candidates(method)) > 1 for method in self.methods)
+
+
+def settled(ref: "str | Path | nn.Module", request: Request) -> Settled:
+    """Open the model and settle the recipe: seconds, whatever the size.
+
+    Raises:
+        UsageError: a grid that does not fit, a size that cannot be reached. LessenError: a model that cannot be read.
+    """
+    source = open_checkpoint(ref)
+    methods, notes = _methods(source, request.recipe, request.to, request.embeddings)
+    _check_all(source, methods)
+    return Settled(source, methods, notes)
+
+
+def prepare(found: Settled, request: Request, cache: Path | None = None, on_event: Listener | None = None) -> Job:
+    """Settle the rest that a run depends on: the text.
+
+    Args:
+        found: what `settled` gave for this request.
+        request: what is to be done.
         cache: directory that keeps what the model wrote, for the same call again.
         on_event: hears of the model's writing.
 
     Raises:
-        UsageError: a recipe and a dial at once, a grid that does not fit. LessenError: a model or text that cannot be read.
+        UsageError: too few windows. LessenError: a text that cannot be read.
     """
-    settings = recipe if isinstance(recipe, Recipe) else Recipe(())
-    tokens = next(value for value in (tokens, settings.tokens, TOKENS) if value is not None)
-    seed = next(value for value in (seed, settings.seed, 0) if value is not None)
-    chosen = next(value for value in (calibration, settings.calibration, "builtin") if value is not None)
-    if recipe is not None and to is not None:
-        raise UsageError("--to", got="a recipe as well", wanted="one of the two", remedy="leave out --to, or the recipe")
-    source = open_checkpoint(ref)
-    methods, notes = _methods(source, recipe, to, embeddings)
-    _check_all(source, methods)
-    if not isinstance(chosen, Tensor) and not any(method.needs or len(candidates(method)) > 1 for method in methods):
-        return Job(source, methods, None, {"source": "none: no method looks at data"}, seed, notes)
-    text, described = settle(source, Wish(chosen, tokens, seed, written), cache, on_event)
-    return Job(source, methods, text, described, seed, notes + described.pop("notes"))
+    settings = _settings(request.recipe)
+    tokens = next(value for value in (request.tokens, settings.tokens, TOKENS) if value is not None)
+    seed = next(value for value in (request.seed, settings.seed, 0) if value is not None)
+    if not isinstance(request.text, Tensor) and not found.looks_at_data:
+        return Job(found.source, found.methods, None, {"source": "none: no method looks at data"}, seed, found.notes)
+    text, described = settle(found.source, Wish(request.text, tokens, seed, request.written), cache, on_event)
+    return Job(found.source, found.methods, text, described, seed, found.notes + described.pop("notes"))
 
 
+@strict(Request)
 def plan(ref: "str | Path | nn.Module", *, work: str | Path | None = None, on_event: Listener | None = None, **request: Any) -> Plan:
     """Make every decision of a recipe and change nothing.
 
@@ -107,15 +163,20 @@ def plan(ref: "str | Path | nn.Module", *, work: str | Path | None = None, on_ev
         ref: see `lessen.open_checkpoint`.
         work: where decisions are kept, block by block; the same call again goes on there. None: a fresh temporary directory.
         on_event: hears of every block.
-        request: `recipe`, `to`, `calibration`, `tokens`, `seed`, `written`, `embeddings` as in `prepare`.
+        request: `recipe`, `to`, `calibration`, `tokens`, `seed`, `written`, `embeddings` as in `Request`.
 
     Returns:
         Edits and records; `lessen.apply(model, plan.edits)` carries them out.
+
+    Raises:
+        UsageError: a request that makes no sense. LessenError: another run in `work`, a model or text that cannot be read.
     """
+    asked = Request(**request)
     folder = Path(work or tempfile.mkdtemp(prefix="lessen-"))
     if work is None:  # decisions are read from there for as long as the process lives
         atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    return prepare(ref, **request, cache=folder, on_event=on_event).plan(folder, on_event)
+    with alone(folder):
+        return prepare(settled(ref, asked), asked, folder, on_event).plan(folder, on_event)
 
 
 def _methods(source: Checkpoint, recipe: Any, to: Dial | str | None, embeddings: bool) -> tuple[list[Any], list[str]]:

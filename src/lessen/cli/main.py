@@ -44,14 +44,14 @@ def run(tokens: Sequence[str]) -> int:
 
 
 def _explain(error: BaseException, resumes: bool) -> tuple[str, int]:
-    """What to tell the user, and the exit code; `resumes`: the command leaves finished blocks behind for its next run."""
+    """What to tell the user, and the exit code; `resumes`: the command leaves what it has finished behind for its next run."""
     match error:
         case LessenError():
             return str(error), error.exit_code
         case CycloptsError():
             return str(error), 2
         case KeyboardInterrupt():
-            return "interrupted" + "; finished blocks are kept, and the same command goes on from there" * resumes, 130
+            return "interrupted" + "; what is finished is kept, and the same command goes on from there" * resumes, 130
         case OSError(strerror=str(reason)):
             return f"{error.filename or 'operating system'}: {reason}", 1
         case _:
@@ -59,7 +59,7 @@ def _explain(error: BaseException, resumes: bool) -> tuple[str, int]:
 
 
 def _resumes(tokens: Sequence[str]) -> bool:
-    return tokens[0] == "compress" or (tokens[0] == "plan" and any(token.startswith("--out") for token in tokens))
+    return tokens[0] in ("compress", "apply") or (tokens[0] == "plan" and any(token.startswith("--out") for token in tokens))
 
 
 def _prepare(tokens: Sequence[str]) -> list[str]:

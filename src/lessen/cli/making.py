@@ -113,10 +113,13 @@ def apply(
     Args:
         plan: A directory that `lessen plan` wrote. It stays as it is.
     """
-    import lessen
     from lessen.cli import requests
 
-    with requests.opened(plan) as (model, asked, work), listening(running) as on_event:
+    model, asked = requests.read(plan)
+    judgeable(evaluation.max_kld, not evaluation.no_eval, "leave out --no-eval")
+    import lessen
+
+    with listening(running) as on_event:
         run = lessen.compress(
             model,
             result.out,
@@ -125,7 +128,7 @@ def apply(
             evaluation=evaluation.eval or None,
             evaluate=not evaluation.no_eval,
             threads=running.threads,
-            work=work,
+            begun=plan,
             on_event=on_event,
             **asked,
         )

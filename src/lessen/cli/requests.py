@@ -1,8 +1,6 @@
 """What was asked of `lessen plan`, kept beside its decisions so that `lessen apply` needs to be told nothing twice."""
 
 import json
-import os
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -46,24 +44,23 @@ def _save(plan: Path, model: str, asked: dict[str, Any]) -> None:
     aside.replace(plan / FILE)
 
 
-@contextmanager
-def opened(plan: Path) -> Iterator[tuple[str, dict[str, Any], Path]]:
-    """The model, what was asked, and a copy of the decisions for `lessen.compress` to use up.
+def read(plan: Path) -> tuple[str, dict[str, Any]]:
+    """The model and what was asked, from a complete plan.
 
     Raises:
         UsageError: not a plan.
     """
     if not (plan / FILE).is_file():
         raise UsageError(str(plan), got=f"no {FILE}", wanted="a plan that is complete", remedy="make it with lessen plan MODEL --out DIR")
-    data = json.loads((plan / FILE).read_text())
-    model = str(data.pop("model"))
-    if data["recipe"] is not None:
-        data["recipe"] = recipe.loads(json.dumps(data["recipe"]), str(plan / FILE))
-    with TemporaryDirectory(prefix=".lessen-", dir=plan.absolute().parent) as folder:
-        work = Path(folder) / "work"
-        # Links cost nothing, and whoever writes there writes aside and renames, which leaves the plan's own files alone.
-        shutil.copytree(plan, work, copy_function=os.link)
-        yield model, data, work
+    try:
+        data = json.loads((plan / FILE).read_text())
+        model = str(data.pop("model"))
+        if data["recipe"] is not None:
+            data["recipe"] = recipe.loads(json.dumps(data["recipe"]), str(plan / FILE))
+    except (ValueError, KeyError) as error:
+        got = f"a request that cannot be read ({type(error).__name__}: {error})"
+        raise UsageError(str(plan / FILE), got=got, wanted="what lessen plan wrote", remedy="plan again") from None
+    return model, data
 
 
 def _absolute(ref: str | None) -> str | None:

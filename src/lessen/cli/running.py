@@ -21,6 +21,11 @@ def listening(running: Running) -> Iterator[EventPrinter]:
     if running.threads is not None:
         import torch
 
+        from lessen.evaluate.speed import usable_processors
+
+        most = usable_processors()
+        if not 1 <= running.threads <= most:
+            raise UsageError("--threads", got=str(running.threads), wanted=f"1 to {most}, the processors this process may use")
         torch.set_num_threads(running.threads)
     with EventPrinter(quiet=running.quiet) as printer:
         yield printer
@@ -61,7 +66,9 @@ def judgeable(max_kld: float | None, judged: bool, remedy: str) -> None:
     """Refuse a limit that nothing will be measured against, before any work.
 
     Raises:
-        UsageError: `max_kld` without a comparison.
+        UsageError: `max_kld` without a comparison, or one that nothing can keep.
     """
+    if max_kld is not None and not max_kld >= 0:
+        raise UsageError("--max-kld", got=f"{max_kld:g}", wanted="nats per token, 0 or more")
     if max_kld is not None and not judged:
         raise UsageError("--max-kld", got="no comparison with the original", wanted="one to hold the limit against", remedy=remedy)

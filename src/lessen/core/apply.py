@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from lessen.core.config import bias_groups, config_changes, unit_sizes
 from lessen.core.edit import Drop, Edit, Factor, Keep, Quantize, Replace
+from lessen.core.strict import strict
 from lessen.core.trace import Shape, Traced, kept, renumbered, spoken_of, trace
 from lessen.errors import LessenError
 
@@ -67,6 +68,7 @@ def carry_out(tensor: Tensor, steps: Sequence[tuple[str, Edit]]) -> Tensor:
     return tensor
 
 
+@strict()
 def apply(model: nn.Module, edits: Sequence[Edit], mode: Literal["slice", "mask"] = "slice") -> nn.Module:
     """Change a model in place.
 
@@ -81,8 +83,6 @@ def apply(model: nn.Module, edits: Sequence[Edit], mode: Literal["slice", "mask"
     Raises:
         LessenError: an edit does not fit; the model is as it was.
     """
-    if mode not in ("slice", "mask"):
-        raise LessenError("apply", got=f"mode {mode!r}", wanted="slice or mask")
     stored = dict(model.named_parameters())
     by_id = {id(p): n for n, p in stored.items()}
     tied = {n: by_id[id(p)] for n, p in model.named_parameters(remove_duplicate=False) if by_id[id(p)] != n}

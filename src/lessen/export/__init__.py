@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
+from lessen.core.strict import strict
 from lessen.errors import LessenError, UsageError, nearest
 from lessen.export import gguf, gptq, huggingface, onnx
 from lessen.export.files import aside, size_bytes
@@ -29,21 +30,25 @@ class Exporter:
         codes_equal: (checkpoint, path, **options) -> whether what lies in the file is bit for bit what the checkpoint holds.
         logits: (checkpoint, path, probe, **options) -> (logits "batch seq vocab", runtime); raises NoRuntime.
         summary: one line for help texts.
+        fits: (checkpoint) -> None; raises what `write` would say of package, architecture and formats, without reading a weight.
     """
 
     write: Callable[..., list[str]]
     codes_equal: Callable[..., bool]
     logits: "Callable[..., tuple[Tensor, str]]"
     summary: str
+    fits: "Callable[[Checkpoint], None]"
+
+
+def _exporter(module: Any, summary: str) -> Exporter:
+    return Exporter(module.write, module.codes_equal, module.logits, summary, module.fits)
 
 
 EXPORTERS: dict[str, Exporter] = {
-    "huggingface": Exporter(
-        huggingface.write, huggingface.codes_equal, huggingface.logits, "directory for transformers and vLLM (compressed-tensors)"
-    ),
-    "gptq": Exporter(gptq.write, gptq.codes_equal, gptq.logits, "directory in the GPTQ layout for vLLM, SGLang, ExLlama, OpenVINO"),
-    "gguf": Exporter(gguf.write, gguf.codes_equal, gguf.logits, "file for llama.cpp (Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, F16)"),
-    "onnx": Exporter(onnx.write, onnx.codes_equal, onnx.logits, "folder for onnxruntime and onnxruntime-genai (MatMulNBits)"),
+    "huggingface": _exporter(huggingface, "directory for transformers and vLLM (compressed-tensors)"),
+    "gptq": _exporter(gptq, "directory in the GPTQ layout for vLLM, SGLang, ExLlama, OpenVINO"),
+    "gguf": _exporter(gguf, "file for llama.cpp (Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, F16)"),
+    "onnx": _exporter(onnx, "folder for onnxruntime and onnxruntime-genai (MatMulNBits)"),
 }
 
 
@@ -59,6 +64,7 @@ def options_of(format: str) -> dict[str, inspect.Parameter]:
     return {name: p for name, p in parameters.items() if p.kind is p.KEYWORD_ONLY and name != "listen"}
 
 
+@strict()
 def export(
     checkpoint: "Checkpoint | str | Path | nn.Module",
     out: Path | str,
@@ -88,6 +94,8 @@ def export(
         LessenError: the container cannot hold a tensor exactly; the message says what would.
     """
     _check(format, options)
+    if Path(out).exists() and not overwrite:  # told before a model is opened
+        raise UsageError(str(out), got="a target that exists", wanted="a free name", remedy="choose another or pass overwrite")
     source: Any = checkpoint if hasattr(checkpoint, "quantized") else open_checkpoint(checkpoint)  # pyright: ignore[reportArgumentType]
     exporter, target, start = EXPORTERS[format], Path(out), time.perf_counter()
     with aside(target, overwrite) as temporary:

@@ -73,6 +73,23 @@ def write(checkpoint: Checkpoint, path: Path, *, plain: Literal["F16", "BF16", "
     return list(notes)
 
 
+def fits(checkpoint: Checkpoint) -> None:
+    """Raise what `write` would say of package, architecture, tokenizer and formats, without reading a weight."""
+    _package(checkpoint.label)
+    for name in _places(checkpoint):
+        _type(checkpoint, name, "F16")
+    add_model(_Nowhere(), checkpoint, 0)
+    add_tokenizer(_Nowhere(), checkpoint)
+    rope_divisors(checkpoint)
+
+
+class _Nowhere:
+    """A writer that keeps nothing."""
+
+    def __getattr__(self, name: str) -> Any:
+        return lambda *_, **__: None
+
+
 _WHY = {
     "F16": "rounding to float16",
     "BF16": "rounding to bfloat16",

@@ -86,6 +86,13 @@ def write(
     return list(notes)
 
 
+def fits(checkpoint: Checkpoint) -> None:
+    """Raise what `write` would say of the formats, without reading a weight."""
+    bits, group, linears = _common(checkpoint)
+    for name in sorted(linears):
+        _fitted(checkpoint, name, bits, group)
+
+
 def _linears(checkpoint: Checkpoint) -> dict[str, bool]:
     """Weights of linear layers -> whether they are quantized; a tied head is no layer of its own."""
     modules = checkpoint.skeleton().named_modules()

@@ -155,6 +155,14 @@ def write(
     return list(notes)
 
 
+def fits(checkpoint: Checkpoint, **_: Any) -> None:
+    """Raise what `write` would say of the formats, without reading a weight."""
+    modules = dict(checkpoint.skeleton().named_modules())
+    for name in checkpoint.names:
+        if edit := checkpoint.quantized(name):
+            stored_grid(edit, modules.get(name.removesuffix(".weight")), "folded")
+
+
 def stored_grid(edit: Quantize, module: nn.Module | None, zero_points: str) -> Grid:
     """The codes as they go into the file."""
     grid = grid_of(edit)

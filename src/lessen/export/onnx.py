@@ -22,7 +22,7 @@ from lessen.core.event import Event, Listener
 from lessen.errors import LessenError
 from lessen.export.grid import grid_of
 from lessen.export.onnx_graph import EMBEDDING, Graph, decoder
-from lessen.export.onnx_weights import WeightFile
+from lessen.export.onnx_weights import WeightFile, layout
 from lessen.export.parity import sampled, version
 from lessen.formats.pack import unpack
 from lessen.models.checkpoint import Checkpoint
@@ -51,11 +51,7 @@ def write(
     Returns:
         Notes: choices that the reader of the result should know.
     """
-    kind = checkpoint.config.get("model_type")
-    if kind not in ARCHITECTURES:
-        remedy = "export to gptq and run onnxruntime_genai.models.builder on that"
-        raise LessenError(checkpoint.label, got=f"model_type {kind!r}", wanted=f"one of {', '.join(ARCHITECTURES)} for ONNX", remedy=remedy)
-    onnx = _package(checkpoint.label)
+    onnx = _known(checkpoint)
     folder.mkdir(parents=True, exist_ok=True)
     rotary = _rotary(checkpoint)
     graph = Graph(checkpoint, WeightFile(folder / "model.onnx.data"), accuracy_level)
@@ -73,6 +69,24 @@ def write(
     if listen:
         listen(Event("export onnx", 1, 1))
     return list(graph.notes)
+
+
+def fits(checkpoint: Checkpoint) -> None:
+    """Raise what `write` would say of package, architecture and formats, without reading a weight."""
+    _known(checkpoint)
+    _rotary(checkpoint)
+    for name in checkpoint.names:
+        if edit := checkpoint.quantized(name):
+            layout(grid_of(edit))
+
+
+def _known(checkpoint: Checkpoint) -> Any:
+    """The onnx package, for an architecture whose graph is known."""
+    kind = checkpoint.config.get("model_type")
+    if kind not in ARCHITECTURES:
+        remedy = "export to gptq and run onnxruntime_genai.models.builder on that"
+        raise LessenError(checkpoint.label, got=f"model_type {kind!r}", wanted=f"one of {', '.join(ARCHITECTURES)} for ONNX", remedy=remedy)
+    return _package(checkpoint.label)
 
 
 def _package(where: str) -> Any:

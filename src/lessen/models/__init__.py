@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from lessen.core.strict import strict
 from lessen.errors import LessenError, UsageError, nearest
 
 if TYPE_CHECKING:
@@ -56,6 +57,7 @@ def open_checkpoint(ref: "str | Path | nn.Module") -> "Checkpoint":
     )
 
 
+@strict()
 def load(ref: "str | Path | nn.Module", dtype: "torch.dtype | None" = None) -> "nn.Module":
     """The model that `ref` names as an ordinary causal LM module with all its weights, in eval mode.
 
@@ -63,8 +65,12 @@ def load(ref: "str | Path | nn.Module", dtype: "torch.dtype | None" = None) -> "
         ref: see `open_checkpoint`.
         dtype: of the weights; None keeps that of the source (float32 for quantized and mixed ones).
     """
+    import torch
+
     from lessen.models.skeleton import fill
 
+    if dtype is not None and not isinstance(dtype, torch.dtype):
+        raise UsageError("load(dtype)", got=f"{dtype!r} ({type(dtype).__name__})", wanted="a torch.dtype or None", remedy="torch.float16")
     checkpoint = open_checkpoint(ref)
     return fill(checkpoint.skeleton(), checkpoint, dtype)
 
