@@ -10,22 +10,38 @@ from dataclasses import dataclass, field
 from math import prod
 from typing import Literal
 
+import torch
 from torch import Tensor
 
-Kind = Literal["linear", "embedding", "inputs", "ffn", "kv_group", "layer"]
+Kind = Literal["linear", "embedding", "inputs", "ffn", "kv_group", "layer", "channels", "heads", "head_dim", "width", "experts", "vocab"]
 
 
 @dataclass(frozen=True)
 class Slice:
     """One axis of one tensor along which a unit's channels lie, `span` indices to a channel, from index `start` on.
 
-    `start` is other than 0 in fused tensors (`qkv_proj`: queries, then keys, then values), which a unit may name several times.
+    `start` is other than 0 in fused tensors (`qkv_proj`: queries, then keys, then values), which a unit may name several times. All
+    channels may come again `repeat` times at a distance of `stride` indices (one feature of every head), so that the indices of a
+    channel are `start + r * stride + channel * span + i`; a stride of None means that one run of channels follows the other.
     """
 
     name: str
     axis: int
     span: int = 1
     start: int = 0
+    repeat: int = 1
+    stride: int | None = None
+
+    def indices(self, size: int) -> Tensor:
+        """Where the channels of a unit of this size lie: int64, shape "channel index".
+
+        >>> Slice("w", 0, span=2, repeat=2).indices(2)
+        tensor([[0, 1, 4, 5],
+                [2, 3, 6, 7]])
+        """
+        stride = size * self.span if self.stride is None else self.stride
+        runs = torch.arange(self.repeat)[:, None] * stride + torch.arange(self.span)
+        return self.start + torch.arange(size)[:, None] * self.span + runs.reshape(1, -1)
 
 
 @dataclass(frozen=True)
@@ -41,6 +57,9 @@ class Unit:
         sizes: configuration fields that hold the size, with their factor (`{"num_attention_heads": 3}`: three to a channel).
         producer: for kind "inputs", the tensor whose output axis can absorb a rescaling of the shared input; None if there is none.
         reason: why these slices belong together, for people.
+        normed: a norm looks at all channels together, so that a cut changes what it divides by.
+        chain: how each slice is tied to the ones before, for people.
+        attributes: "module.attribute" -> channels per unit of it, for sizes that modules keep for themselves.
     """
 
     name: str
@@ -51,6 +70,9 @@ class Unit:
     sizes: Mapping[str, int] = field(default_factory=dict)
     producer: Slice | None = None
     reason: str = ""
+    normed: bool = False
+    chain: tuple[str, ...] = ()
+    attributes: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -84,6 +106,7 @@ class View:
         for part in self.unit.slices:
             if part.name not in scores:
                 continue
-            score = scores[part.name].float().movedim(part.axis, 0).narrow(0, part.start, self.unit.size * part.span)
-            total = total + score.reshape(self.unit.size, part.span * prod(score.shape[1:])).sum(1)
+            score = scores[part.name].float().movedim(part.axis, 0)
+            at = part.indices(self.unit.size).to(score.device)
+            total = total + score[at].reshape(self.unit.size, at.shape[1] * prod(score.shape[1:])).sum(1)
         return total  # pyright: ignore[reportReturnType]

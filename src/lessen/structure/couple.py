@@ -1,0 +1,182 @@
+"""From axes to units: every class of axes that can lose indices, with all the places where it lies in parameters and buffers.
+
+slices      where the channels of a leaf axis lie in a dimension: runs of `span` indices a channel, `repeat` times at a `stride`
+kind        from the marks that the rules left: a batch axis of a product of activations is "heads" ("kv_group" if it is repeated for
+            several queries), what is summed inside a head "head_dim", an axis that norms look at as a whole "width", else "channels"
+name        the module that holds all of its tensors, or the tensor that makes it
+chain       tensor by tensor, through which operations it is tied to the ones before
+"""
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import pairwise, takewhile
+from math import prod
+
+from lessen.core.unit import Kind, Slice, Unit
+from lessen.structure.axes import Axes, Axis, describe, factors, find, leaves
+
+Dims = Mapping[str, Sequence[Axis]]
+
+
+def couple(axes: Axes, dims: Dims, live: Iterable[str]) -> tuple[list[Unit], dict[Axis, str]]:
+    """Units of every free class of axes, in the order of the tensors, and the name of the unit of each leaf.
+
+    Args:
+        axes: where they were made.
+        dims: tensor name -> its axes.
+        live: names of tensors that took part in the forward pass.
+    """
+    live = set(live)
+    places: dict[Axis, list[tuple[str, int]]] = {}
+    for name, own in dims.items():
+        for dim, axis in enumerate(own):
+            for leaf in dict.fromkeys(leaves(axis)):
+                if leaf.pin is None and leaf.size > 1 and name in live:
+                    places.setdefault(leaf, []).append((name, dim))
+    names = _names(
+        {leaf: [name for name, _ in at] for leaf, at in places.items()}, {leaf: _kind(leaf, dims, at) for leaf, at in places.items()}
+    )
+    return [_unit(axes, dims, leaf, at, names[leaf]) for leaf, at in places.items()], names
+
+
+def _unit(axes: Axes, dims: Dims, leaf: Axis, at: Sequence[tuple[str, int]], name: str) -> Unit:
+    slices = [part for tensor, dim in at for part in slices_of(tensor, dim, dims[tensor][dim], leaf)]
+    kind = _kind(leaf, dims, at)
+    normed = leaf.marks.get("normed")
+    reason = f"{len({tensor for tensor, _ in at})} tensors share {_WORDS[kind]}"
+    if normed:
+        reason += f", which a norm looks at as a whole ({normed})"
+    return Unit(name, kind, leaf.size, tuple(slices), _block(name), reason=reason, normed=normed is not None, chain=_chain(axes, dims, at))
+
+
+_WORDS: dict[str, str] = {
+    "channels": "these channels",
+    "heads": "these heads",
+    "kv_group": "these key/value heads with the queries that read them",
+    "head_dim": "these features of every head",
+    "width": "this width",
+}
+
+
+def slices_of(tensor: str, dim: int, axis: Axis, leaf: Axis) -> list[Slice]:
+    """Where the channels of a leaf lie in one dimension of a tensor.
+
+    >>> from lessen.structure.axes import Axes
+    >>> axes = Axes()
+    >>> fused = axes.leaf(24)
+    >>> heads, inner = axes.factor(fused, 2)
+    >>> slices_of("qkv.weight", 0, fused, heads)
+    [Slice(name='qkv.weight', axis=0, span=12, start=0, repeat=1, stride=None)]
+    >>> q, k = axes.cut(inner, [6, 12])
+    >>> slices_of("qkv.weight", 0, fused, k)
+    [Slice(name='qkv.weight', axis=0, span=1, start=6, repeat=2, stride=12)]
+    """
+    by_span: dict[int, list[int]] = {}
+    for start, span in _runs(axis, leaf):
+        by_span.setdefault(span, []).append(start)
+    return [part for span, starts in by_span.items() for part in _series(tensor, dim, sorted(starts), span, leaf.size)]
+
+
+def _runs(axis: Axis, leaf: Axis) -> list[tuple[int, int]]:
+    """(start, span): channel c of the leaf lies at start + c * span and the span - 1 indices after it."""
+    root = find(axis)
+    if root is leaf:
+        return [(0, 1)]
+    found: list[tuple[int, int]] = []
+    if root.kind == "concat":
+        offset = 0
+        for part in root.parts:
+            found += [(offset + start, span) for start, span in _runs(part, leaf)]
+            offset += part.size
+    elif root.kind == "product":
+        flat = factors(root)
+        for i, factor in enumerate(flat):
+            inner = prod(f.size for f in flat[i + 1 :])
+            for start, span in _runs(factor, leaf):
+                outer = range(0, root.size, factor.size * inner)
+                found += [(o + start * inner, span * inner) for o in outer]
+    return found
+
+
+def _series(tensor: str, dim: int, starts: Sequence[int], span: int, size: int) -> list[Slice]:
+    """Starts at equal distances become one slice."""
+    gaps = {b - a for a, b in pairwise(starts)}
+    if len(starts) == 1:
+        return [Slice(tensor, dim, span, starts[0])]
+    if len(gaps) == 1:
+        stride = gaps.pop()
+        return [Slice(tensor, dim, span, starts[0], len(starts), None if stride == size * span else stride)]
+    # Two levels of repetition: as many series as there are in the inner one.
+    first = next(i for i, (a, b) in enumerate(pairwise(starts)) if b - a != starts[1] - starts[0]) + 1
+    return _series(tensor, dim, starts[:first], span, size) + _series(tensor, dim, starts[first:], span, size)
+
+
+def _kind(leaf: Axis, dims: Dims, at: Sequence[tuple[str, int]]) -> Kind:
+    if "heads" in leaf.marks:
+        repeated = any(_has_query_factor(dims[name][dim], leaf) for name, dim in at)
+        return "kv_group" if repeated else "heads"
+    if "inner" in leaf.marks and any(_beside_heads(dims[name][dim], leaf) for name, dim in at):
+        return "head_dim"
+    return "width" if "normed" in leaf.marks else "channels"
+
+
+def _has_query_factor(axis: Axis, leaf: Axis) -> bool:
+    """Whether heads stand inside these heads in a tensor: q as group x query x feature."""
+    flat = factors(axis)
+    return any(a is leaf and "heads" in b.marks for a, b in pairwise(flat))
+
+
+def _beside_heads(axis: Axis, leaf: Axis) -> bool:
+    root = find(axis)
+    if root.kind == "concat":
+        return any(_beside_heads(p, leaf) for p in root.parts)
+    flat = factors(root)
+    seen = False
+    for factor in flat:
+        if seen and leaf in leaves(factor):
+            return True
+        seen = seen or any("heads" in below.marks for below in leaves(factor))
+    return False
+
+
+def _names(tensors: Mapping[Axis, Sequence[str]], kinds: Mapping[Axis, str]) -> dict[Axis, str]:
+    """A unique name for each: the module that holds all tensors, else the module of the first, with the kind where that is taken."""
+    common = {leaf: _holder(names) for leaf, names in tensors.items()}
+    counts: dict[str, int] = {}
+    for path in common.values():
+        counts[path] = counts.get(path, 0) + 1
+    taken: set[str] = set()
+    named: dict[Axis, str] = {}
+    for leaf, names in tensors.items():
+        path = common[leaf]
+        kind = kinds[leaf]
+        maker = names[0].rpartition(".")[0] or names[0]
+        plain = [path] if path and counts[path] == 1 and kind not in ("width", "head_dim") else []
+        options = [*plain, ".".join(filter(None, (path, kind)))] if kind in ("heads", "kv_group", "width", "head_dim") else [*plain, maker]
+        options += [f"{maker}.{kind}", *(f"{maker}.{kind}{n}" for n in range(2, 10_000))]
+        named[leaf] = next(option for option in options if option not in taken)
+        taken.add(named[leaf])
+    return named
+
+
+def _holder(names: Sequence[str]) -> str:
+    modules = [name.rpartition(".")[0].split(".") for name in names]
+    shared = takewhile(lambda words: len(set(words)) == 1, zip(*modules, strict=False))
+    return ".".join(words[0] for words in shared)
+
+
+def _block(name: str) -> int | None:
+    found = re.search(r"(?:^|\.)(\d+)(?=\.|$)", name)
+    return int(found[1]) if found else None
+
+
+def _chain(axes: Axes, dims: Dims, at: Sequence[tuple[str, int]]) -> tuple[str, ...]:
+    """One line per dimension after the first: what it is tied to, and through which operations."""
+    nodes = {dims[name][dim]: f"{name}[{dim}]" for name, dim in at}
+    start, *rest = nodes
+    ways = axes.why(start, rest)
+    lines = [f"{nodes[start]} is {describe(start)}"]
+    for node in rest:
+        other, causes = ways[node]
+        lines.append(f"{nodes[node]} is tied to {nodes[other]} by {', '.join(c for c in causes if c) or 'being the same tensor'}")
+    return tuple(lines)

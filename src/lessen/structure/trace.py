@@ -1,0 +1,290 @@
+"""Structure of any network: one watched forward pass, and what may be cut follows.
+
+    structure = lessen.trace(model, torch.zeros(1, 3, 224, 224))
+    print(structure)
+
+The model runs once, without gradients, in evaluation mode, on the given example, while `watch` gives every dimension of every tensor an
+axis and unifies the axes that operations tie together. Then:
+
+    inputs      are what the caller passes, outputs what the caller gets: their axes are held
+    parameters  and buffers of modules named in `freeze` are held
+    the rest    whatever is left, and lives in a tensor that took part, is a `Unit`: its slices must be cut together
+
+A large model, or one on the meta device, runs on fake tensors: shapes alone, no memory, seconds for thirty layers. Its weights are not
+read, and where the code asks for values (experts that are looked up, masks that select rows) there is an error that says so.
+
+Afterwards the model is what it was, also if anything failed.
+"""
+
+import copy
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import DynamicOutputShapeException, FakeTensorMode
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from lessen.core.unit import Unit
+from lessen.errors import LessenError, UsageError, nearest
+from lessen.structure.axes import Axis, describe, find, leaves
+from lessen.structure.couple import couple
+from lessen.structure.rules import Rule
+from lessen.structure.watch import Site, Watch
+
+FAKE_ABOVE = 20_000_000
+"""Parameters from which on a model is traced on fake tensors."""
+
+INTERNAL = ("past_key_values", "cache", "mems", "states", "hidden_states", "attentions", "last_hidden_state", "loss")
+"""Ends of the names of outputs that models hand out beside their answer: they are held only if there is nothing else."""
+
+
+@dataclass(frozen=True)
+class Structure:
+    """What `trace` found.
+
+    Attributes:
+        units: everything that can be cut, in the order of the tensors.
+        held: "tensor[dim]" -> why no index of it may go, for dimensions that are held whole.
+        sites: calls that were given sizes as numbers (see `Site`), in order of execution.
+        notes: what was noticed on the way.
+        dims: tensor name -> its axes; tied tensors once, by their first name.
+    """
+
+    units: tuple[Unit, ...]
+    held: Mapping[str, str]
+    sites: tuple[Site, ...] = ()
+    notes: tuple[str, ...] = ()
+    dims: Mapping[str, tuple[Axis, ...]] = field(default_factory=dict, repr=False)
+    leaves: Mapping[Axis, str] = field(default_factory=dict, repr=False)
+
+    def unit(self, name: str) -> Unit:
+        """The unit of that name."""
+        found = next((u for u in self.units if u.name == name), None)
+        if found is None:
+            raise UsageError("structure", got=f"no unit {name!r}", wanted="a unit", remedy=nearest(name, [u.name for u in self.units]))
+        return found
+
+    def size_after(self, axis: Axis, kept: Mapping[str, int]) -> int:
+        """Size of an axis when units have this many channels left (by name; others are whole)."""
+        root = find(axis)
+        if root.kind == "leaf":
+            return kept.get(self.leaves.get(root, ""), root.size)
+        total = 0 if root.kind == "concat" else 1
+        for part in root.parts:
+            size = self.size_after(part, kept)
+            total = total + size if root.kind == "concat" else total * size
+        return total
+
+    def units_of(self, axis: Axis) -> list[str]:
+        """Names of the units whose channels the axis counts."""
+        return list(dict.fromkeys(self.leaves[leaf] for leaf in leaves(axis) if leaf in self.leaves))
+
+    def __str__(self) -> str:
+        lines: list[str] = []
+        for unit in self.units:
+            lines.append(f"{unit.name}: {unit.kind}, {unit.size} channels ({unit.reason})")
+            lines += [f"  {part}" for part in unit.slices]
+            lines += [f"  {line}" for line in unit.chain]
+        lines += [f"held: {place}, since {reason}" for place, reason in self.held.items()]
+        lines += [f"note: {note}" for note in self.notes]
+        return "\n".join(lines)
+
+
+def trace(
+    model: nn.Module,
+    example_inputs: Any,
+    *,
+    freeze: Sequence[str] = (),
+    rules: Mapping[str, Rule] | None = None,
+) -> Structure:
+    """Find what can be cut from a model.
+
+    Args:
+        model: any module, on any device, "meta" too.
+        example_inputs: what it is called with: a tensor, a tuple of arguments, or a dictionary of keyword arguments.
+        freeze: modules, parameters or buffers (dotted names) of which nothing may be cut.
+        rules: rules for operations that have none ("mylib.op": rule), see `lessen.structure.rules.call`.
+
+    Raises:
+        UsageError: `freeze` names nothing.
+        LessenError: the model fails on its example, or an operation has no rule.
+
+    >>> import torch
+    >>> mlp = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
+    >>> [(unit.name, unit.kind, unit.size) for unit in trace(mlp, torch.zeros(1, 4)).units]
+    [('0', 'channels', 8)]
+    """
+    modules = dict(model.named_modules())
+    watch = Watch({module: name for name, module in modules.items()}, rules or {})
+    tensors = _tensors(model)
+    _check_freeze(freeze, [*modules, *tensors])
+    fake = _wants_fake(model)
+    args, kwargs = _arguments(example_inputs)
+    with _untouched(model), _plain_kernels():
+        dims, used = _run(model, watch, tensors, fake, args, kwargs)
+    for name, axes in dims.items():
+        for prefix in freeze:
+            if name == prefix or name.startswith(f"{prefix}.") or not prefix:
+                for axis in axes:
+                    watch.axes.pin(axis, f"{prefix or 'everything'} is frozen")
+    units, names = couple(watch.axes, dims, used)
+    held = {f"{n}[{d}]": reason for n, axes in dims.items() for d, a in enumerate(axes) if (reason := _held(a, n in used))}
+    return Structure(tuple(units), held, tuple(watch.sites), tuple(watch.notes), {n: tuple(a) for n, a in dims.items()}, names)
+
+
+def _held(axis: Axis, used: bool) -> str | None:
+    if axis.size <= 1:
+        return None
+    below = list(leaves(axis))
+    if not all(leaf.pin is not None or leaf.size == 1 for leaf in below):
+        return None if used else "it takes no part in the example"
+    return next((leaf.pin for leaf in below if leaf.pin is not None), "single indices")
+
+
+def _tensors(model: nn.Module) -> dict[str, Tensor]:
+    """Parameters and buffers, tied ones once, by their first name."""
+    return {**dict(model.named_parameters()), **dict(model.named_buffers())}
+
+
+def _wants_fake(model: nn.Module) -> bool:
+    own = list(model.parameters())
+    return any(p.is_meta for p in own) or sum(p.numel() for p in own) > FAKE_ABOVE
+
+
+def _arguments(example: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    if isinstance(example, Mapping):
+        return (), dict(example)
+    return (tuple(example), {}) if isinstance(example, list | tuple) else ((example,), {})
+
+
+def _check_freeze(freeze: Sequence[str], known: Sequence[str]) -> None:
+    for name in freeze:
+        if name not in known:
+            raise UsageError("trace", got=f"freeze={name!r}", wanted="a module, parameter or buffer", remedy=nearest(name, known))
+
+
+def _run(
+    model: nn.Module, watch: Watch, tensors: Mapping[str, Tensor], fake: bool, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[dict[str, list[Axis]], set[str]]:
+    """One forward pass. Returns the axes of every parameter and buffer, and the names of those that took part."""
+    with ExitStack() as stack:
+        stack.enter_context(torch.no_grad())
+        if fake:
+            mode = stack.enter_context(FakeTensorMode(allow_non_fake_inputs=True))
+            to_fake = lambda t: mode.from_tensor(t) if not t.is_meta else _from_meta(mode, t)  # noqa: E731
+            stand_ins: Mapping[str, Tensor] = {name: to_fake(tensor.detach()) for name, tensor in tensors.items()}
+            args, kwargs = _map(args, to_fake), _map(kwargs, to_fake)
+            call: Callable[[], Any] = lambda: torch.func.functional_call(model, dict(stand_ins), args, kwargs)  # noqa: E731
+        else:
+            stand_ins = tensors
+            args, kwargs = _map(args, torch.clone), _map(kwargs, torch.clone)
+            call = lambda: model(*args, **kwargs)  # noqa: E731
+        dims = {name: [watch.axes.leaf(n, f"{name}[{d}]") for d, n in enumerate(t.shape)] for name, t in stand_ins.items()}
+        for name, tensor in stand_ins.items():
+            watch.name(tensor, dims[name], static=True)
+        for tensor in _flat([args, kwargs]):
+            watch.name(tensor, [watch.axes.leaf(n, pin="it is an input") for n in tensor.shape])
+        out = _call(model, watch, call, fake)
+        for key, tensor in _answers(out):
+            for axis in watch.axes_of(tensor):
+                watch.axes.pin(axis, f"it is the output{f' {key}' if key else ''}")
+        return dims, {name for name, tensor in stand_ins.items() if id(tensor) in watch.touched}
+
+
+def _call(model: nn.Module, watch: Watch, call: Callable[[], Any], fake: bool) -> Any:
+    where = type(model).__name__
+    try:
+        with watch.following():
+            return call()
+    except LessenError:
+        raise
+    except DynamicOutputShapeException as error:
+        raise LessenError(
+            f"{watch.module or where}",
+            got=f"{error}, whose result depends on values, in a model traced without values",
+            wanted="shapes that do not depend on data",
+            remedy="trace a small copy of the model with real weights on the CPU",
+        ) from error
+    except Exception as error:
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+        remedy = "call the model with this example yourself; it must run in evaluation mode"
+        raise LessenError(f"{watch.module or where}", got=reason, wanted="a model that runs on its example", remedy=remedy) from error
+
+
+def _from_meta(mode: FakeTensorMode, tensor: Tensor) -> Tensor:
+    with mode:
+        return torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="cpu")
+
+
+def _map(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
+    """Nested tuples, lists and mappings with every tensor changed."""
+    if isinstance(value, Tensor):
+        return change(value)
+    if isinstance(value, Mapping):
+        return {k: _map(v, change) for k, v in value.items()}
+    if type(value) in (list, tuple):
+        return type(value)(_map(v, change) for v in value)
+    return value
+
+
+def _flat(value: Any) -> Iterator[Tensor]:
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, Mapping):
+        for v in value.values():
+            yield from _flat(v)
+    elif isinstance(value, list | tuple):
+        for v in value:
+            yield from _flat(v)
+
+
+def _answers(out: Any) -> Iterator[tuple[str, Tensor]]:
+    """What the caller gets: every tensor, but of a named output that has others, not the internal ones."""
+    if isinstance(out, Mapping):
+        named = {str(k): v for k, v in out.items()}
+        first = next(iter(named), "")
+        for key, value in named.items():
+            if key == first or not key.endswith(INTERNAL):
+                yield from ((key, t) for t in _flat(value))
+        return
+    yield from (("", t) for t in _flat(out))
+
+
+@contextmanager
+def _plain_kernels() -> Iterator[None]:
+    """Composite operations taken apart, so that rules see products and sums."""
+    fast, onednn = torch.backends.mha.get_fastpath_enabled(), torch._C._get_mkldnn_enabled()
+    with sdpa_kernel(SDPBackend.MATH), torch.random.fork_rng(devices=[]):
+        try:
+            torch.backends.mha.set_fastpath_enabled(False)
+            # The public switch sets other flags along, with a warning on machines that do not have them.
+            torch._C._set_mkldnn_enabled(False)
+            yield
+        finally:
+            torch.backends.mha.set_fastpath_enabled(fast)
+            torch._C._set_mkldnn_enabled(onednn)
+
+
+@contextmanager
+def _untouched(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode, and afterwards every module as it was: training flags, attributes, buffers."""
+    before = {module: (copy.copy(module.__dict__), dict(module._buffers)) for module in model.modules()}
+    values = {buffer: buffer.clone() for buffer in model.buffers()}
+    try:
+        model.eval()
+        yield
+    finally:
+        for module, (attributes, buffers) in before.items():
+            module.__dict__.clear()
+            module.__dict__.update(attributes)
+            module._buffers.clear()
+            module._buffers.update(buffers)
+        for buffer, value in values.items():
+            if buffer._version != value._version and not buffer.is_meta:
+                buffer.copy_(value)
+
+
+__all__ = ["Structure", "describe", "trace"]
