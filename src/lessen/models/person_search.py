@@ -89,7 +89,7 @@ class Residual(nn.Module):
         self.shortcut = nn.Identity() if same else nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs))
 
     def forward(self, x: Tensor) -> Tensor:
-        """ "batch in y x" to "batch out y/stride x/stride"."""
+        """Shapes: "batch in y x" to "batch out y/stride x/stride"."""
         y = relu(self.norm1(self.conv1(x)))
         return relu(self.norm2(self.conv2(y)) + self.shortcut(x))
 
