@@ -16,8 +16,8 @@ both that trusts its own prototype as far as it still points where the full mode
 Right after pruning v = v^full; a class whose vectors drift is pulled back, a class that is well is left to itself.
 
 Paper: Xiao et al. 2017, Joint Detection and Identification Feature Learning for Person Search, https://arxiv.org/abs/1604.01850 (section
-3.2). AdaptiveOIM is in the style of Wu, Chen, Wang 2023, SAMP, PRCV 2023, https://doi.org/10.1007/978-981-99-8549-4_17, whose formulae are not
-public: the weight a_y and the mixture are ours, and no reproduction. Changed in OIM: the table is updated by `update`, not by the
+3.2). AdaptiveOIM is in the style of Wu, Chen, Wang 2023, SAMP, PRCV 2023, https://doi.org/10.1007/978-981-99-8549-4_17, whose formulae
+are not public: the weight a_y and the mixture are ours, and no reproduction. Changed in OIM: the table is updated by `update`, not by the
 backward pass, so that taking a gradient changes nothing.
 """
 
