@@ -1,14 +1,38 @@
 """Every method, by name. A method is one file here and one line in this list; help, recipes, docs and tests follow from it."""
 
 from lessen.methods.awq import AWQ
+from lessen.methods.bnscale import BNScale
+from lessen.methods.fisher import Fisher
 from lessen.methods.flap import FLAP
 from lessen.methods.gptq import GPTQ
 from lessen.methods.influence import BlockInfluence
+from lessen.methods.isomorphic import Isomorphic
+from lessen.methods.lamp import LAMP
 from lessen.methods.magnitude import Magnitude
 from lessen.methods.rtn import RTN
+from lessen.methods.samp import SAMP
 from lessen.methods.select import Select
+from lessen.methods.taylor import Taylor
+from lessen.methods.ukmp import UKMP
 from lessen.methods.wanda import Wanda
 
-METHODS = (RTN, GPTQ, AWQ, Select, Magnitude, Wanda, FLAP, BlockInfluence)
+METHODS = (RTN, GPTQ, AWQ, Select, Magnitude, Wanda, FLAP, BlockInfluence, Taylor, Fisher, UKMP, SAMP, Isomorphic, LAMP, BNScale)
 
-__all__ = ["AWQ", "FLAP", "GPTQ", "METHODS", "RTN", "BlockInfluence", "Magnitude", "Select", "Wanda"]
+__all__ = [
+    "AWQ",
+    "FLAP",
+    "GPTQ",
+    "LAMP",
+    "METHODS",
+    "RTN",
+    "SAMP",
+    "UKMP",
+    "BNScale",
+    "BlockInfluence",
+    "Fisher",
+    "Isomorphic",
+    "Magnitude",
+    "Select",
+    "Taylor",
+    "Wanda",
+]

@@ -7,9 +7,8 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from math import prod
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
-import torch
 from torch import Tensor
 
 from lessen.core.edit import Edit, Keep
@@ -202,13 +201,15 @@ def parameters_per_channel(view: View) -> float:
     """How many parameters leave with one channel of a unit, on average.
 
     >>> from lessen.core.unit import Slice
-    >>> parameters_per_channel(View(Unit("m", "ffn", 4, (Slice("up", 0), Slice("down", 1))), {"up": torch.ones(4, 3), "down": torch.ones(3, 4)}))
+    >>> import torch
+    >>> unit = Unit("mlp", "ffn", 4, (Slice("up", 0), Slice("down", 1)))
+    >>> parameters_per_channel(View(unit, {"up": torch.ones(4, 3), "down": torch.ones(3, 4)}))
     6.0
     """
     total = 0.0
     for part in dict.fromkeys(view.unit.slices):
         shape = view.tensors[part.name].shape
-        total += part.span * prod(shape) / shape[part.axis]
+        total += part.span * part.repeat * prod(shape) / shape[part.axis]
     return total
 
 
@@ -242,10 +243,10 @@ def _before_number(unit: Unit) -> str:
     return found[1] if found else ""
 
 
-def with_options(method: "Budget", **options: object) -> "Budget":
+def with_options(method: "Budget", **options: Any) -> "Budget":
     """The method with other options; unknown ones are left out."""
     known = {name: value for name, value in options.items() if hasattr(method, name)}
-    return replace(method, **known)  # pyright: ignore[reportArgumentType]
+    return replace(method, **known)
 
 
 __all__ = ["Budget", "Merge", "alike_name", "keep", "parameters_per_channel", "tower", "with_options"]

@@ -90,7 +90,7 @@ class FLAP(Budget):
         part = writer(view.unit)
         gone = torch.ones(view.unit.size, dtype=torch.bool)
         gone[stay] = False
-        features = gone.repeat_interleave(part.span).nonzero()[:, 0] + part.start
+        features = part.indices(view.unit.size)[gone].flatten().sort().values
         # The products are few and their sum is kept for good, so it is taken in float64.
         lost = view.tensors[part.name][:, features].double() @ stats[InputMean].double()[features]
         name = f"{part.name.removesuffix('.weight')}.bias"

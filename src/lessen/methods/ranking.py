@@ -237,7 +237,7 @@ def _scale(values: Tensor, how: Normalise) -> Tensor:
 def _ranks(scores: Sequence[Tensor]) -> list[Tensor]:
     """Each objective's ranking of all channels as numbers from 0 to 1."""
     flat = torch.cat(list(scores), 1)
-    places = flat.argsort(1, stable=True).argsort(1, stable=True).double() / max(1, flat.shape[1] - 1)
+    places = flat.argsort(dim=1, stable=True).argsort(dim=1, stable=True).double() / max(1, flat.shape[1] - 1)
     return list(places.split([score.shape[1] for score in scores], 1))
 
 

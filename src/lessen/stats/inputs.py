@@ -109,7 +109,7 @@ class _Listening:
         self.makers[unit.name] = [maker for maker in makers(model, unit) if isinstance(maker.module, nn.Linear)]
         for maker in self.makers[unit.name]:
             if maker.path not in self.angles:
-                self.angles[maker.path] = AngleEntropy(maker.module.weight.detach())
+                self.angles[maker.path] = AngleEntropy(maker.module.get_parameter("weight").detach())
                 hook = partial(self._angle, self.angles[maker.path])
                 self.handles.append(maker.module.register_forward_pre_hook(hook))
 
@@ -158,7 +158,7 @@ class _Listening:
             if self.angles[maker.path].count:
                 alone = View(Unit(unit.name, unit.kind, unit.size, (maker.part,)), {})
                 total += alone.sum_per_channel({maker.part.name: self.angles[maker.path].value()[:, None]}).double()
-                rows += maker.part.span
+                rows += maker.part.span * maker.part.repeat
         return total / max(rows, 1)
 
 

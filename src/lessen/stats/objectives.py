@@ -53,10 +53,8 @@ class TokenFilter:
         if not bool(counted.any()):
             return labels
         probabilities = logits.detach().float().softmax(-1)
-        if self.by == "top1":
-            sure = probabilities.amax(-1)
-        else:
-            sure = probabilities.gather(-1, labels.clamp_min(0)[..., None])[..., 0]
+        right = labels.clamp_min(0)[..., None]
+        sure = probabilities.amax(-1) if self.by == "top1" else probabilities.gather(-1, right)[..., 0]
         limit = max(self.threshold, float(sure[counted].min()))
         return labels.masked_fill(sure > limit, IGNORED)
 

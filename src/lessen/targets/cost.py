@@ -95,7 +95,7 @@ class Elements:
             for part in unit.slices:
                 if part.name in self._shapes:
                     spans = self._on.setdefault(part.name, {}).setdefault(part.axis, {})
-                    spans[place] = spans.get(place, 0) + part.span
+                    spans[place] = spans.get(place, 0) + part.span * part.repeat
         for name, axes in self._on.items():
             for axis, spans in axes.items():
                 if sum(span * self.sizes[u] for u, span in spans.items()) > self._shapes[name][axis]:

@@ -1,0 +1,44 @@
+"""BNScale: remove the channels that their batch normalisation scales down most.
+
+A BatchNorm layer multiplies every channel by a learned gain. Trained with an L1 penalty on the gains (or simply trained long), the
+gains of channels that are not needed shrink, and can be read off without any data.
+
+    score[c] = sum over the unit's norms of |gain[c]|
+
+Paper: Liu et al. 2017, Learning Efficient Convolutional Networks through Network Slimming, https://arxiv.org/abs/1708.06519 (section 3)
+Changed: where several norms share a channel (residual connections), their gains add up. A unit without a norm is refused: its scores
+would not compare with those of the others.
+"""
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from lessen.core.method import Stats
+from lessen.core.unit import View
+from lessen.errors import UsageError
+from lessen.methods.budget import Budget
+
+
+@dataclass(frozen=True)
+class BNScale(Budget):
+    """Remove the channels with the smallest normalisation gains."""
+
+    def score(self, view: View, stats: Stats) -> Tensor:
+        """Shape "channel".
+
+        >>> import torch
+        >>> from lessen.core.unit import Slice, Unit
+        >>> unit = Unit("conv", "ffn", 2, (Slice("conv.weight", 0), Slice("bn.weight", 0)))
+        >>> BNScale().score(View(unit, {"conv.weight": torch.ones(2, 3, 1, 1), "bn.weight": torch.tensor([0.5, -2.0])}), {})
+        tensor([0.5000, 2.0000])
+        """
+        gains = {part.name: view.tensors[part.name].float().abs() for part in view.unit.slices if self._is_gain(view, part.name)}
+        if not gains:
+            wanted, remedy = "a normalisation with a gain per channel", "use another method, or freeze this unit"
+            raise UsageError(f"BNScale: {view.unit.name}", got="a unit without one", wanted=wanted, remedy=remedy)
+        return view.sum_per_channel(gains)
+
+    def _is_gain(self, view: View, name: str) -> bool:
+        """A one-dimensional weight: those of linear layers and convolutions have two axes at least."""
+        return name.endswith("weight") and view.tensors[name].ndim == 1

@@ -1,0 +1,76 @@
+"""Everything that methods need to know about units, collected on a whole model in memory: inputs, angles, blocks and gradients."""
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from torch import nn
+
+from lessen.core.event import Event, Listener
+from lessen.core.unit import Unit
+from lessen.errors import LessenError
+from lessen.stats import gradients, inputs
+from lessen.stats.gradients import Collecting, Gradient
+from lessen.stats.objectives import default_objective
+
+
+def survey(
+    model: nn.Module,
+    units: Sequence[Unit],
+    needs: Sequence[type],
+    batches: Iterable[Any],
+    how: Collecting | None = None,
+    on_event: Listener | None = None,
+) -> tuple[list[dict[type, Any]], tuple[str, ...]]:
+    """Statistics of every unit.
+
+    Args:
+        model: run in evaluation mode, otherwise left as it was.
+        units: about which something is needed.
+        needs: statistics: accumulators of `lessen.stats.accumulators`, `AngleEntropy`, and the gradients of `lessen.stats.gradients`.
+        batches: what the objective takes; used twice if both inputs and gradients are needed.
+        how: objective, token filter and memory.
+        on_event: hears of every batch.
+
+    Returns:
+        one dict per unit, and the names of the losses.
+
+    Raises:
+        LessenError: something is needed and there are no batches, or the model fails on one.
+    """
+    if not needs:
+        return [{} for _ in units], ()
+    how = how or Collecting()
+    batches = list(batches)
+    by_gradient = [need for need in needs if issubclass(need, Gradient)]
+    by_input = [need for need in needs if not issubclass(need, Gradient)]
+    total = len(batches) * (bool(by_gradient) * max(1, how.passes) + bool(by_input))
+    offset = 0
+
+    def tick(done: int) -> None:
+        if on_event:
+            on_event(Event("survey", offset + done, total))
+
+    found: list[dict[type, Any]] = [{} for _ in units]
+    tasks: tuple[str, ...] = ()
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        if by_input:
+            objective = how.objective or default_objective
+            seen = inputs.collect(model, units, by_input, batches, objective, tick)
+            for unit, stats in zip(units, found, strict=True):
+                stats.update(seen[unit.name])
+            offset = len(batches)
+        if by_gradient:
+            measured = gradients.collect(model, units, by_gradient, batches, how, tick)
+            tasks = measured.tasks
+            for unit, stats in zip(units, found, strict=True):
+                stats.update(measured.values[unit.name])
+    except (TypeError, ValueError, RuntimeError, IndexError, KeyError) as error:
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+        remedy = "try one batch by hand: the model (and losses=) must take it"
+        raise LessenError("batches", got=reason, wanted="batches that the model takes", remedy=remedy) from error
+    finally:
+        for module, training in modes:
+            module.training = training
+    return found, tasks
