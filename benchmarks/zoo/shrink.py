@@ -1,0 +1,159 @@
+"""Makes any configuration of transformers tiny by rules over field names, so that its model builds in milliseconds.
+
+Three kinds of rule: counts of layers become 2, counts of heads 8 (4 key/value heads where they were fewer than the query heads), widths
+small multiples of 8 that differ from each other, so that no two axes can be mistaken for one another by their size. Lists keep their
+length. Fields that no rule names are left alone if they are small and scaled down if they are large. Nested configurations are treated
+alike, each with sizes of its own.
+"""
+
+import re
+from typing import Any
+
+# First match wins; the value is an upper bound, so that small originals stay.
+_RULES: list[tuple[str, int | None]] = [
+    # Numbers that are no sizes.
+    (r".*(_cost|_coefficient|_ignore_index|_interval|_theta|_seed|seed|_rate|sampling_rate|temperature.*|_idx|_beams|base_period)$", None),
+    (r"(chunk_size_feed_forward|chunk_size_lm_head|pretraining_tp|scale_factor|pixel_shuffle_factor|.*_stride|stride|.*kernel.*|.*dilation.*|.*expand.*|.*expansion.*|.*mult|.*ratio|.*_factor|.*padding.*|reduction)$", None),
+    (r"(vision_feature_layer|freeze_at|output_stride|encoder_stride|d_conv|.*conv_kernel.*|conv_L_cache|ngram|ngram_size|.*per_ngram|.*_offset|spatial_merge_size|.*patch_size|patch_size.*|num_labels|number_of_conv_states|.*temporal.*|depth_divis.*|cross_attn_k|n_group|topk_group|.*spatial.*|cca_time.)$", None),
+    # Counts of layers.
+    (r"(num_hidden_layers|num_layers|n_layers?|encoder_layers|decoder_layers|.*num_hidden_layers|num_(en|de)coder_layers|num_blocks|depth|resampler_depth|.*encoder_layers|.*decoder_layers|.*num_layers|num_adapter_layers)$", 2),
+    (r"(first_k_dense_replace|num_dense_layers|moe_layer_start_index|max_window_layers|num_kv_shared_layers|num_nextn_predict_layers|.*dense_replace|mlp_only_layers|num_mem_blocks)$", 1),
+    (r"(decoder_sparse_step|encoder_sparse_step|moe_layer_interval|cross_attention_frequency|attn_layer_period|expert_layer_period|cross_layer_interval|no_rope_layer_interval|interleave_moe_layer_step|full_attention_interval|.*_pattern)$", 2),
+    # Counts of heads and experts.
+    (r".*(num_key_value_heads|num_kv_heads|kv_heads|num_key_value_attention_heads|multi_query_group_num|num_key_heads|query_groups)$", 4),
+    (r".*(attention_heads|num_heads|n_heads?|linear_num_value_heads|index_n_heads|_heads|nhead|resampler_heads)$", 8),
+    (r"(num_experts_per_tok|num_experts_per_token|moe_topk|top_k|topk|top_k_experts|moe_k|num_selected_experts|n_activated_experts|moe_num_active.*)$", 2),
+    (r"(n_shared_experts|num_shared_experts|moe_num_shared_experts)$", 1),
+    (r"(n_routed_experts|num_experts|num_local_experts|moe_num_experts|num_experts.*)$", 8),
+    (r"(index_topk.*|index_block_size)$", 4),
+    # Widths.
+    (r"qk_nope_head_dim$", 24),
+    (r"qk_head_dim$", 40),
+    (r"v_head_dim$", 32),
+    (r"(head_dim|d_kv|dim_head|d_head|.*head_dim|attention_head_size|kv_channels|.*dim_head|.*head_size)$", 16),
+    (r"rotary_dim$", 8),
+    (r"(moe_intermediate_size|moe_ffn_hidden_size|expert_ffn_hidden_size|.*moe.*intermediate_size)$", 40),
+    (r"(shared_expert_intermediate_size|shared_intermediate_size|.*shared.*intermediate_size)$", 56),
+    (r"(intermediate_size.*|ffn_dim|d_ff|.*ffn_dim|n_inner|.*intermediate_size|ffn_hidden_size|d_inner|mlp_dim|feed_forward.*|.*ffn_hidden.*)$", 96),
+    (r"(kv_lora_rank)$", 24), (r"(q_lora_rank)$", 48), (r".*lora_rank$", 32), (r".*_rank$", 8),
+    (r"(.*state_size|.*d_state)$", 8),
+    (r"(mamba_d_ssm)$", 128),
+    (r"(vocab_size|.*vocab_size.*|n_token)$", 200),
+    (r"(embedding_size)$", 24),
+    (r"(projection_dim|projector_hidden_size|out_hidden_size|output_dim|.*proj.*(dim|size))$", 64),
+    (r"(hidden_size|d_model|n_embd|hidden_dim|dim|embed_dim|embedding_dim|.*hidden_size|.*_d_model|emb_dim|d_latents|.*hidden_dim|lru_width|width|encoder_dim|decoder_dim|.*embed_dim|dim_model|model_dim|text_embed_dim)$", 64),
+    # Lengths and images.
+    (r"(image_size|img_size|max_img_size|resolution|pretrain_image_size|crop_size)$", 32),
+    (r"(max_position_embeddings|n_positions|max_seq_len|max_.*position.*|max_length|n_ctx|context_length|position_embedding_size|.*max_pos.*)$", 96),
+    (r"(.*sliding_window.*|attention_window.*|window_size|local_attention|attention_chunk_size|block_size|chunk_size|.*_window|attention_window_size)$", 8),
+    (r"(num_queries|.*num_queries|num_detection_tokens|num_query_tokens|num_latents|.*num_proposals|num_denoising)$", 10),
+    (r"(num_mel_bins|n_mels|n_mel_bins|.*feat_per_channel)$", 16),
+    (r"(max_source_positions|max_target_positions)$", 24),
+    (r"(conv_dim|fpn_feature_size|mask_feature_size|feature_size|mask_dim|fusion_hidden_size|.*channels|num_filters)$", 32),
+]
+_COMPILED = [(re.compile(pattern), value) for pattern, value in _RULES]
+_SPECIAL = re.compile(r".*(token_id|token_index|_ids?|mask_index|pad_index|eos_index|bos_index|unk_index|_idx)$")
+_CHANNEL_LISTS = re.compile(r".*(hidden_sizes|embed_dims?|channels|conv_dim|_sizes|widths|dims?|num_filters|neck_.*)$")
+
+
+def _number(name: str, value: int) -> int:
+    for pattern, bound in _COMPILED:
+        if pattern.fullmatch(name):
+            return value if bound is None else min(value, bound)
+    return value if value < 64 else max(8, min(64, value // 16 // 8 * 8))
+
+
+def _sequence(name: str, values: list[Any]) -> list[Any]:
+    if name in ("depths", "num_blocks", "encoder_depths", "decoder_depths", "stage_num_blocks", "block_repeats", "stage_numb_of_layers", "layers", "num_block_repeats"):
+        return [min(v, 2) if i == 0 else 1 for i, v in enumerate(values)]
+    if re.fullmatch(r".*(indices|indexes|_idxs|_layers|layer_ids|hook_ids|feature_layer|conv_stride|kernel.*|.*ratios?|strides?|.*_idx|block_sizes|patch_sizes|_hook.*)", name):
+        return values
+    if _CHANNEL_LISTS.fullmatch(name) and all(isinstance(v, int) for v in values):
+        return [v if v <= 8 else max(16, v // 8 // 8 * 8) for v in values]
+    if re.fullmatch(r".*heads", name):
+        return values
+    return values
+
+
+def shrink(config: Any) -> dict[str, Any]:
+    """Fields of a configuration that change when it is made tiny, nested ones as dicts that name their `model_type`."""
+    changes: dict[str, Any] = {}
+    for name, value in list(vars(config).items()):
+        if name.startswith("_") or isinstance(value, bool) or name in ("id2label", "label2id", *LAYER_LISTS):
+            continue
+        if hasattr(value, "to_dict"):
+            changes[name] = {"model_type": value.model_type} | shrink(value)
+        elif _SPECIAL.fullmatch(name):
+            continue
+        elif isinstance(value, int):
+            if (smaller := _number(name, value)) != value:
+                changes[name] = smaller
+        elif isinstance(value, list | tuple) and value and all(isinstance(v, int) and not isinstance(v, bool) for v in value):
+            if (shorter := _sequence(name, list(value))) != list(value):
+                changes[name] = shorter
+    return changes
+
+
+def tiny(config_class: Any) -> Any:
+    """A tiny configuration of a class, or the error of the last way that was tried."""
+    base = config_class()
+    changes = shrink(base)
+    tokens = _token_changes(base)
+    failure: Exception | None = None
+    for given in (_merged(changes, tokens), _full(base, _merged(changes, tokens))):
+        try:
+            return config_class(**given)
+        except Exception as error:
+            failure = failure or error
+    raise failure  # pyright: ignore[reportGeneralTypeIssues]
+
+
+def _merged(a: dict[str, Any], b: dict[str, Any]) -> dict[str, Any]:
+    out = dict(a)
+    for key, value in b.items():
+        out[key] = _merged(out[key], value) if isinstance(value, dict) and isinstance(out.get(key), dict) else value
+    return out
+
+
+def _token_changes(config: Any, start: int = 190) -> dict[str, Any]:
+    """Special tokens beyond the tiny vocabulary move to its end, each to a number of its own (one number for one original)."""
+    moved: dict[int, int] = {}
+
+    def of(config: Any) -> dict[str, Any]:
+        out: dict[str, Any] = {}
+        for name, value in list(vars(config).items()):
+            if hasattr(value, "to_dict"):
+                if inner := of(value):
+                    out[name] = {"model_type": value.model_type} | inner
+            elif _SPECIAL.fullmatch(name) and not isinstance(value, bool):
+                if isinstance(value, int) and value >= 150:
+                    out[name] = moved.setdefault(value, start - len(moved))
+                elif isinstance(value, list | tuple) and value and all(isinstance(v, int) for v in value) and "token" in name:
+                    out[name] = [v if v < 150 else moved.setdefault(v, start - len(moved)) for v in value]
+        return out
+
+    return of(config)
+
+
+def _full(base: Any, changes: dict[str, Any]) -> dict[str, Any]:
+    """All fields with the changes made, lists with an entry per layer shortened so that every kind of layer stays."""
+    data = base if isinstance(base, dict) else base.to_dict()
+    out = {k: v for k, v in data.items() if k not in ("transformers_version", "id2label", "label2id")}
+    depth = next((data[k] for k in _DEPTHS if isinstance(data.get(k), int)), None)
+    for key, value in changes.items():
+        out[key] = _full(data[key], value) if isinstance(value, dict) and isinstance(data.get(key), dict) else value
+    if depth:
+        kinds = next((data[k] for k in LAYER_LISTS if isinstance(data.get(k), list | tuple) and len(data[k]) == depth), ["same"] * depth)
+        picked = sorted({kinds.index(kind) for kind in dict.fromkeys(kinds)})
+        picked = sorted({*picked, *range(2)})[: max(2, len(picked))] if len(picked) < 2 else picked
+        for key, value in data.items():
+            if isinstance(value, list | tuple) and len(value) == depth and key not in changes:
+                out[key] = [value[i] for i in picked]
+        for key in _DEPTHS:
+            if key in out:
+                out[key] = len(picked)
+    return out
+
+
+LAYER_LISTS = ("layer_types", "layers_block_type", "mlp_layer_types", "block_types", "attention_types", "attention_layers")
+_DEPTHS = ("num_hidden_layers", "n_layer", "num_layers", "n_layers")
