@@ -1,7 +1,9 @@
 """A run as `lessen compress` would record it for a 30-block model, made up but with the proportions of a real one."""
 
+import copy
 import math
 import random
+from typing import Any
 
 from lessen.core.record import Record, Run
 
@@ -40,61 +42,92 @@ def records(blocks: int = 30) -> list[Record]:
     return rows
 
 
+QUALITY = {
+    "python docs (near)": {
+        "ppl": 27.94,
+        "ppl_reference": 26.51,
+        "kld_mean": 0.0612,
+        "kld_median": 0.0231,
+        "kld_p90": 0.151,
+        "top1": 0.8734,
+        "kld_noise": 0.00041,
+        "nearness": "near",
+        "tokens": 8176,
+        "candidates": [{"name": "RTN, 4 bit", "size_bytes": 78_100_000, "kld_mean": 0.214}],
+    },
+    "letters & fiction (far)": {
+        "ppl": 41.02,
+        "ppl_reference": 38.06,
+        "kld_mean": 0.0893,
+        "kld_median": 0.0340,
+        "kld_p90": 0.224,
+        "top1": 0.8467,
+        "kld_noise": 0.00052,
+        "nearness": "far",
+        "tokens": 4088,
+        "candidates": [{"name": "RTN, 4 bit", "size_bytes": 78_100_000, "kld_mean": 0.263}],
+    },
+}
+TIMED = [
+    ("torch float32", "source", 330.2, 14.1),
+    ("llama.cpp", "gguf", 322.4, 106.3),
+    ("onnxruntime-genai", "onnx", 292.0, 109.4),
+]
+WRITTEN = [
+    ("huggingface", ".", 90_900_000, True, 2.1e-9, 3.1e-5, "transformers 5.23.0"),
+    ("gguf", "gguf/model.gguf", 91_900_000, True, 3.4e-4, 0.112, "llama.cpp (xllamacpp 2026.1)"),
+    ("onnx", "onnx", 98_100_000, True, 0.0021, 0.31, "onnxruntime 1.26.0"),
+]
+_CAPITAL = " Paris, and the river that runs through it is "
+_BLUE = "The sky is blue because "
+SAMPLES = [
+    {
+        "prompt": "The _CAPITAL of France is",
+        "before": f"{_CAPITAL}the Seine.",
+        "after": f"{_CAPITAL}called the Seine river, which is long.",
+    },
+    {
+        "prompt": HOSTILE,
+        "before": "\n\nif a < b && c > d:\n    return '<b>bold</b>'  # & so on",
+        "after": "\n\nif a < b && c > d:\n    pass",
+    },
+    {
+        "prompt": "https://example.org/" + "a-very-long-path-without-any-break/" * 8,
+        "before": f"{_BLUE}air scatters short waves of light more than long ones, which Rayleigh showed. " * 3 + "x" * 240,
+        "after": f"{_BLUE}of the air, and the air is blue because of the sky. " * 4 + "x" * 180,
+    },
+]
+
+
+def speed_rows() -> list[dict[str, Any]]:
+    """What was timed."""
+    return [
+        {
+            "runtime": r,
+            "model": m,
+            "prefill_tps": p,
+            "decode_tps": d,
+            "batch": 1,
+            "threads": 1,
+            "prompt_tokens": 256,
+            "new_tokens": 64,
+            "decode_range": [0.9 * d, 1.1 * d],
+            "machine_load": 0.25,
+        }
+        for r, m, p, d in TIMED
+    ]
+
+
+def exports_rows() -> list[dict[str, Any]]:
+    """What was written beside the model."""
+    return [
+        {"format": f, "path": p, "size_bytes": n, "codes_equal": c, "kld_mean": k, "logits_max_error": e, "runtime": r, "seconds": 12.5}
+        for f, p, n, c, k, e, r in WRITTEN
+    ]
+
+
 def make_run(blocks: int = 30) -> Run:
     """Two texts, three exports, three runtimes, three samples with long lines and special characters."""
-    quality = {
-        "python docs (near)": {
-            "ppl": 27.94,
-            "ppl_reference": 26.51,
-            "kld_mean": 0.0612,
-            "kld_median": 0.0231,
-            "kld_p90": 0.151,
-            "top1": 0.8734,
-            "kld_noise": 0.00041,
-            "tokens": 8176,
-            "candidates": [{"name": "RTN, 4 bit", "size_bytes": 78_100_000, "kld_mean": 0.214}],
-        },
-        "letters & fiction (far)": {
-            "ppl": 41.02,
-            "ppl_reference": 38.06,
-            "kld_mean": 0.0893,
-            "kld_median": 0.0340,
-            "kld_p90": 0.224,
-            "top1": 0.8467,
-            "kld_noise": 0.00052,
-            "tokens": 4088,
-            "candidates": [{"name": "RTN, 4 bit", "size_bytes": 78_100_000, "kld_mean": 0.263}],
-        },
-    }
-    speed = [
-        ("torch float32", "source", 330.2, 14.1),
-        ("llama.cpp", "gguf", 322.4, 106.3),
-        ("onnxruntime-genai", "onnx", 292.0, 109.4),
-    ]
-    exports = [
-        ("huggingface", ".", 90_900_000, True, 2.1e-9, 3.1e-5, "transformers 5.23.0"),
-        ("gguf", "gguf/model.gguf", 91_900_000, True, 3.4e-4, 0.112, "llama.cpp (xllamacpp 2026.1)"),
-        ("onnx", "onnx", 98_100_000, True, 0.0021, 0.31, "onnxruntime 1.26.0"),
-    ]
-    capital = " Paris, and the river that runs through it is "
-    blue = "The sky is blue because "
-    samples = [
-        {
-            "prompt": "The capital of France is",
-            "before": f"{capital}the Seine.",
-            "after": f"{capital}called the Seine river, which is long.",
-        },
-        {
-            "prompt": HOSTILE,
-            "before": "\n\nif a < b && c > d:\n    return '<b>bold</b>'  # & so on",
-            "after": "\n\nif a < b && c > d:\n    pass",
-        },
-        {
-            "prompt": "https://example.org/" + "a-very-long-path-without-any-break/" * 8,
-            "before": f"{blue}air scatters short waves of light more than long ones, which Rayleigh showed. " * 3 + "x" * 240,
-            "after": f"{blue}of the air, and the air is blue because of the sky. " * 4 + "x" * 180,
-        },
-    ]
     return Run(
         source={
             "label": "smollm2-135m",
@@ -125,27 +158,10 @@ def make_run(blocks: int = 30) -> Run:
             "before": {"size_bytes": 538_090_408, "bpw": 32.0, "parameters": 134_515_008, "macs": 134_479_872},
             "after": {"size_bytes": 87_400_000, "bpw": 5.198, "parameters": 134_515_008, "macs": 134_479_872},
         },
-        quality=quality,
-        speed=[
-            {
-                "runtime": r,
-                "model": m,
-                "prefill_tps": p,
-                "decode_tps": d,
-                "batch": 1,
-                "threads": 1,
-                "prompt_tokens": 256,
-                "new_tokens": 64,
-                "decode_range": [0.9 * d, 1.1 * d],
-                "machine_load": 0.25,
-            }
-            for r, m, p, d in speed
-        ],
-        exports=[
-            {"format": f, "path": p, "size_bytes": n, "codes_equal": c, "kld_mean": k, "logits_max_error": e, "runtime": r, "seconds": 12.5}
-            for f, p, n, c, k, e, r in exports
-        ],
-        samples=samples,
+        quality=copy.deepcopy(QUALITY),
+        speed=speed_rows(),
+        exports=exports_rows(),
+        samples=copy.deepcopy(SAMPLES),
         seconds={"calibrate": 21.4, "quantize": 184.2, "evaluate": 96.0, "export": 61.3},
         notes=[
             "group size 64: 576 inputs cannot be split into groups of 128",

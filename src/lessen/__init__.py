@@ -11,25 +11,29 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from lessen.compress import compress
     from lessen.core.apply import apply
-    from lessen.evaluate.language import evaluate
+    from lessen.evaluate.judge import evaluate
     from lessen.export import export
     from lessen.job import plan
     from lessen.methods import METHODS
     from lessen.models import load, open_checkpoint
+    from lessen.prune import prune
+    from lessen.structure.trace import trace
 
 __version__ = "0.1.0"
 
-__all__ = ["METHODS", "apply", "compress", "evaluate", "export", "load", "open_checkpoint", "plan"]
+__all__ = ["METHODS", "apply", "compress", "evaluate", "export", "load", "open_checkpoint", "plan", "prune", "trace"]
 
 _HOMES = {
     "METHODS": "lessen.methods",
     "apply": "lessen.core.apply",
     "compress": "lessen.compress",
-    "evaluate": "lessen.evaluate.language",
+    "evaluate": "lessen.evaluate.judge",
     "export": "lessen.export",
     "load": "lessen.models",
     "open_checkpoint": "lessen.models",
     "plan": "lessen.job",
+    "prune": "lessen.prune",
+    "trace": "lessen.structure.trace",
 }
 
 

@@ -17,6 +17,7 @@ from lessen.errors import LessenError, UsageError
 from lessen.models.checkpoint import Checkpoint
 from lessen.stats import data
 from lessen.stats.generate import written_by
+from lessen.stats.overlap import fingerprint
 from lessen.stats.text import builtin
 
 WINDOW = 512
@@ -86,9 +87,19 @@ def settle(source: Checkpoint, wish: Wish, cache: Path | None = None, on_event: 
         "heldout_tokens": heldout.numel(),
         "window": length,
         "sha256": data.sha256(torch.cat([calibration, heldout])),
+        "fingerprint": _fingerprint(source, torch.cat([calibration, heldout])),
         "notes": notes,
     }
     return Text(calibration, heldout), described
+
+
+def _fingerprint(source: Checkpoint, windows: Tensor) -> dict[str, Any] | None:
+    """By which the text is known again; None where a model has no tokenizer to tell the words."""
+    try:
+        tokenizer = source.tokenizer()
+    except LessenError:
+        return None
+    return fingerprint(tokenizer.decode(row, skip_special_tokens=True) for row in windows.tolist())
 
 
 def _share(source: Checkpoint, wish: Wish) -> tuple[float, list[str]]:

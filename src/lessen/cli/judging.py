@@ -24,8 +24,8 @@ def evaluate(
     *,
     reference: Annotated[str | None, Parameter(metavar="MODEL")] = None,
     eval: Annotated[tuple[str, ...], Parameter(metavar="TEXT", negative="", show_default=False)] = (),
-    windows: int | None = 16,
-    length: int = 512,
+    windows: int | None = None,
+    length: int | None = None,
     max_kld: Annotated[float | None, Parameter(metavar="NATS")] = None,
     running: Running = Running(),
 ) -> None:
@@ -34,9 +34,9 @@ def evaluate(
     Args:
         model: A model directory, a GGUF file, package.module:factory, or smollm2-135m.
         reference: The original to compare with.
-        eval: Held-out text: a .txt or .jsonl file or a directory; the built-in text if none is given. May be given several times.
-        windows: How many windows to score of each text.
-        length: Tokens in a window.
+        eval: Held-out text: a .txt or .jsonl file or a directory. May be given several times. Without it: built-in documentation and code.
+        windows: How many windows to score of each text at most. Without it: 16, and 6 of the built-in code.
+        length: Tokens in a window. Without it: 512, or the model's context if that is shorter.
         max_kld: Exit with 3 if the mean KL to the original is larger on any text.
     """
     judgeable(max_kld, reference is not None, "name it with --reference")
@@ -44,22 +44,23 @@ def evaluate(
     from lessen import open_checkpoint
     from lessen.evaluate.cost import cost
     from lessen.report.text import number, size
-    from lessen.stats.data import builtin, read_text, sequential_windows
 
     checkpoint = open_checkpoint(model)
-    texts = [read_text(source) for source in eval] or [builtin("evaluation")]
-    tokens = {text.name: sequential_windows(checkpoint.tokenizer(), text, length, windows) for text in texts}
     with listening(running) as on_event:
         original = None if reference is None else open_checkpoint(reference)
-        quality = measure(checkpoint, original, tokens, noise=original is not None, on_event=on_event)
+        noise = original is not None
+        quality = measure(checkpoint, original, eval or None, windows=windows, length=length, noise=noise, on_event=on_event)
+    notes = list(dict.fromkeys(note for row in quality.values() for note in row.pop("notes", ())))
     figures = cost(checkpoint)
     if running.json:
-        emit("evaluate", {"model": model, "reference": reference, "cost": figures, "quality": quality})
+        emit("evaluate", {"model": model, "reference": reference, "cost": figures, "quality": quality, "notes": notes})
     else:
         say(f"{size(figures['size_bytes'])}, {number(figures['bpw'])} bits per weight, {number(figures['macs'])} MACs per token\n")
-        names = ("ppl", "ppl_reference", "kld_mean", "kld_median", "kld_p90", "kld_noise", "top1", "tokens")
+        names = ("ppl", "ppl_reference", "kld_mean", "kld_error", "kld_median", "kld_p90", "kld_noise", "top1", "tokens")
         rows = [(name, *(number(row.get(name)) for row in quality.values())) for name in names]
         table(("", *quality), [row for row in rows if row[1] != number(None)], range(1, len(quality) + 1))
+        for note in notes:
+            say(f"\n{note}")
     gate(quality, max_kld)
 
 

@@ -52,17 +52,17 @@ def prepare(
     Raises:
         LessenError: see `evaluate`.
     """
-    named = _named(tokens)
-    original = answers(reference, named, device=device, on_event=on_event)
+    windows = named(tokens)
+    original = answers(reference, windows, device=device, on_event=on_event)
     if not noise:
-        return Reference(original, named)
-    some = {name: ids[:_NOISE_WINDOWS] for name, ids in named.items()}
+        return Reference(original, windows)
+    some = {name: ids[:_NOISE_WINDOWS] for name, ids in windows.items()}
     rounded = answers(reference, some, precision=torch.bfloat16, device=device, on_event=on_event)
     floors = {}
     for name, ids in some.items():
         figures = spread([scores.kld for scores in _windows(name, ids, rounded, original) if scores.kld is not None])
         floors[name] = {"kld_noise": figures["kld_mean"], "kld_noise_p90": figures["kld_p90"]}
-    return Reference(original, named, floors)
+    return Reference(original, windows, floors)
 
 
 def evaluate(
@@ -94,19 +94,19 @@ def evaluate(
         UsageError: no windows, or others than those the reference was prepared on.
     """
     if isinstance(reference, Reference):
-        tokens = reference.tokens if tokens is None else _named(tokens)
+        tokens = reference.tokens if tokens is None else named(tokens)
         if {k: sha256(v) for k, v in tokens.items()} != {k: sha256(v) for k, v in reference.tokens.items()}:
             raise UsageError(
                 "evaluate", got="other windows than the reference was prepared on", wanted="the same", remedy="prepare it again"
             )
     elif tokens is None:
         raise UsageError("evaluate", got="no tokens", wanted="windows of token ids by name of the text")
-    named = _named(tokens)
+    texts = named(tokens)
     if reference is not None and not isinstance(reference, Reference):
-        reference = prepare(reference, named, noise=noise, device=device, on_event=on_event)
-    ours = answers(model, named, device=device, on_event=on_event)
+        reference = prepare(reference, texts, noise=noise, device=device, on_event=on_event)
+    ours = answers(model, texts, device=device, on_event=on_event)
     results = {}
-    for name, ids in named.items():
+    for name, ids in texts.items():
         scores: list[TokenScores] = []
         for window in _windows(name, ids, ours, reference.answers if reference else None):
             scores.append(window)
@@ -117,15 +117,16 @@ def evaluate(
     return results
 
 
-def _named(tokens: Tokens | Tensor) -> Tokens:
-    named = {"text": tokens} if isinstance(tokens, Tensor) else dict(tokens)
-    for name, ids in named.items():
+def named(tokens: Tokens | Tensor) -> Tokens:
+    """Windows by name, checked. UsageError: not token ids of shape "windows seq", or none."""
+    given = {"text": tokens} if isinstance(tokens, Tensor) else dict(tokens)
+    for name, ids in given.items():
         if ids.ndim != 2 or ids.is_floating_point() or ids.shape[0] < 1 or ids.shape[1] < 2:
             got = f"{str(ids.dtype).removeprefix('torch.')} of shape {tuple(ids.shape)}"
             raise UsageError(f"text {name!r}", got=got, wanted="token ids of shape windows seq, seq at least 2")
-    if not named:
+    if not given:
         raise UsageError("evaluate", got="no text", wanted="at least one")
-    return named
+    return given
 
 
 def _windows(name: str, ids: Tensor, model: Answers, reference: Answers | None) -> Iterator[TokenScores]:

@@ -91,14 +91,23 @@ def _field(line: str, where: str, field: str) -> str:
     return text
 
 
-def tokens(tokenizer: Tokenizer, text: Text) -> Tensor:
+def tokens(tokenizer: Tokenizer, text: Text, enough: int | None = None) -> Tensor:
     """All documents as one row of token ids, each followed by the end-of-text token if there is one.
+
+    Args:
+        tokenizer: of the model that will read them.
+        text: the documents.
+        enough: no further document is read once there are so many tokens; None reads all.
 
     Returns:
         int64, shape "token".
     """
     end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
-    ids = [t for document in text.documents for t in [*tokenizer.encode(document, add_special_tokens=False, verbose=False), *end]]
+    ids: list[int] = []
+    for document in text.documents:
+        if enough is not None and len(ids) >= enough:
+            break
+        ids += [*tokenizer.encode(document, add_special_tokens=False, verbose=False), *end]
     return torch.tensor(ids, dtype=torch.int64)
 
 
@@ -136,7 +145,7 @@ def windows(tokenizer: Tokenizer, text: Text, count: int, length: int, seed: int
     return _prefixed(pieces[torch.randperm(len(pieces), generator=random)[:count]], start)
 
 
-def sequential_windows(tokenizer: Tokenizer, text: Text, length: int, count: int | None = None) -> Tensor:
+def sequential_windows(tokenizer: Tokenizer, text: Text, length: int, count: int | None = None, *, at_most: int | None = None) -> Tensor:
     """The text in order, cut into windows; what does not fill the last one is left out.
 
     Args:
@@ -144,6 +153,7 @@ def sequential_windows(tokenizer: Tokenizer, text: Text, length: int, count: int
         text: the documents.
         length: tokens in each window.
         count: number of windows; None takes all there are.
+        at_most: take no more windows than this, and fewer where the text is short.
 
     Returns:
         int64, shape "count length".
@@ -151,17 +161,17 @@ def sequential_windows(tokenizer: Tokenizer, text: Text, length: int, count: int
     Raises:
         LessenError: the text is too short.
     """
-    ids, start = _enough(tokenizer, text, count or 1, length)
+    ids, start = _enough(tokenizer, text, count or 1, length, at_most)
     body = length - len(start)
     pieces = ids[: len(ids) // body * body].view(-1, body)
-    return _prefixed(pieces[:count], start)
+    return _prefixed(pieces[: count or at_most], start)
 
 
-def _enough(tokenizer: Tokenizer, text: Text, count: int, length: int) -> tuple[Tensor, list[int]]:
+def _enough(tokenizer: Tokenizer, text: Text, count: int, length: int, at_most: int | None = None) -> tuple[Tensor, list[int]]:
     start = prefix(tokenizer)
     if count < 1 or length < len(start) + 2:
         raise UsageError(text.name, got=f"{count} windows of {length} tokens", wanted=f"at least 1 window of {len(start) + 2} tokens")
-    ids = tokens(tokenizer, text)
+    ids = tokens(tokenizer, text, None if at_most is None else at_most * length)
     wanted = count * (length - len(start))
     if len(ids) < wanted:
         fits = len(ids) // (length - len(start))

@@ -1,6 +1,7 @@
-"""English that needs no download: what CPython itself brings, split so that calibration and evaluation share nothing.
+"""Text that needs no download: what CPython itself brings, split so that calibration and evaluation share nothing.
 
-Two sources lie on every machine that runs CPython 3.11 or later, whatever the distribution strips (documentation, tests, `idlelib`):
+For English, two sources lie on every machine that runs CPython 3.11 or later, whatever the distribution strips (documentation, tests,
+`idlelib`):
 
 - `pydoc_data.topics`: the language reference as plain text (about 465,000 characters), a real module that `help()` needs;
 - the docstrings of the standard library's own modules, read from its source files; they are used for calibration only, to make it less
@@ -9,6 +10,8 @@ Two sources lie on every machine that runs CPython 3.11 or later, whatever the d
 A topic goes to one split by the sha256 of its name, so the split does not move when a Python release edits a text. Topics quote one
 another, so a paragraph that repeats 12 consecutive words or signs of anything taken before is dropped. The evaluation split is built
 first and is therefore the same whatever calibration holds.
+
+The second evaluation text is far from both: program text, see `lessen.stats.library`.
 """
 
 import ast
@@ -22,7 +25,10 @@ from hashlib import sha256
 from pathlib import Path
 
 from lessen.errors import LessenError, UsageError, nearest
+from lessen.stats import library
 
+NAMES = {"calibration": "builtin-calibration", "evaluation": "builtin-docs", "code": "builtin-code"}
+"""What the built-in splits are called in records and reports."""
 _REPEAT = 12  # lexemes: shorter matches are phrases ("one of the following"), longer ones would let a shared 32-token run through
 _EVALUATION_SHARE = 0.4
 _FOREIGN = {"site-packages", "dist-packages", "test", "tests", "idlelib", "lib2to3", "pydoc_data"}  # not the library, or often stripped
@@ -43,23 +49,23 @@ class Text:
 
 
 def builtin(split: str) -> Text:
-    """English from CPython itself; see the header for what it is.
+    """Text from CPython itself; see the header for what it is.
 
     Args:
-        split: "calibration" or "evaluation"; the two never share a document or a run of 12 words.
+        split: "calibration" or "evaluation", English of one kind; or "code", program text to evaluate on far from calibration. No two
+            of them share a document or a run of 12 words.
 
     Raises:
         UsageError: another name of a split.
-        LessenError: an interpreter without `pydoc_data`.
+        LessenError: an interpreter without `pydoc_data`, or for "code" without the sources of its library.
 
     >>> builtin("evaluation").name
-    'builtin-evaluation'
+    'builtin-docs'
     """
-    if split not in ("calibration", "evaluation"):
-        raise UsageError(
-            "built-in text", got=f"split {split!r}", wanted="a known split", remedy=nearest(split, ["calibration", "evaluation"])
-        )
-    return Text(f"builtin-{split}", _evaluation()[0] if split == "evaluation" else _calibration())
+    makers = {"calibration": lambda: _calibration()[0], "evaluation": lambda: _evaluation()[0], "code": _code}
+    if split not in makers:
+        raise UsageError("built-in text", got=f"split {split!r}", wanted="a known split", remedy=nearest(split, makers))
+    return Text(NAMES[split], makers[split]())
 
 
 @cache
@@ -71,10 +77,24 @@ def _evaluation() -> tuple[tuple[str, ...], frozenset[int]]:
 
 
 @cache
-def _calibration() -> tuple[str, ...]:
+def _calibration() -> tuple[tuple[str, ...], frozenset[int]]:
+    """Documents, and the runs of words in them and in the evaluation split."""
     seen = set(_evaluation()[1])
     topics = tuple(_fresh((text for name, text in _topics() if _fraction(name) >= _EVALUATION_SHARE), seen))
-    return topics + tuple(_fresh(_docstrings(), seen))
+    documents = topics + tuple(_fresh(_docstrings(), seen))
+    return documents, frozenset(seen)
+
+
+@cache
+def _code() -> tuple[str, ...]:
+    _, seen = _calibration()
+    pieces = tuple(kept for piece in library.pieces() for kept in _fresh([piece], set(seen)))
+    if not pieces:
+        remedy = "give a text file, a .jsonl file or a directory of them"
+        raise LessenError(
+            "built-in code", got=f"a Python without sources ({sys.executable})", wanted="the library's .py files", remedy=remedy
+        )
+    return pieces
 
 
 def _topics() -> list[tuple[str, str]]:
@@ -100,14 +120,23 @@ def _fresh(documents: Iterable[str], seen: set[int]) -> Iterator[str]:
     """Documents without the paragraphs that repeat something in `seen`, which grows."""
     for document in documents:
         paragraphs = re.split(r"\n\s*\n", document)
-        words = [(word, number) for number, part in enumerate(paragraphs) for word in re.findall(r"\w+|[^\w\s]", part)]
-        plain = tuple(word for word, _ in words)
-        runs = [hash(plain[i : i + _REPEAT]) for i in range(len(plain) - _REPEAT + 1)]
+        words = [(word, number) for number, part in enumerate(paragraphs) for word in _lexemes(part)]
+        runs = _runs([word for word, _ in words])
         repeated = {number for i, run in enumerate(runs) if run in seen for _, number in words[i : i + _REPEAT]}
         seen.update(runs)
         kept = "\n\n".join(part for number, part in enumerate(paragraphs) if number not in repeated).strip()
         if kept:
             yield kept + "\n"
+
+
+def _lexemes(text: str) -> list[str]:
+    """Words and single signs."""
+    return re.findall(r"\w+|[^\w\s]", text)
+
+
+def _runs(lexemes: list[str]) -> list[int]:
+    """Hashes of all runs of `_REPEAT` lexemes."""
+    return [hash(tuple(lexemes[i : i + _REPEAT])) for i in range(len(lexemes) - _REPEAT + 1)]
 
 
 def _docstrings() -> Iterator[str]:
