@@ -6,7 +6,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from benchmarks.harness import Session, environment, result, write
+from benchmarks.harness import Session, environment, result, stop_when_told, write
 
 # name -> (module, what it shows)
 BENCHMARKS = {
@@ -15,6 +15,7 @@ BENCHMARKS = {
     "llm_speed": ("benchmarks.llm_speed", "decode and prefill tokens per second: torch, ONNX Runtime, llama.cpp, interleaved"),
     "memory": ("benchmarks.memory", "peak memory of compressing 4, 8 and 16 blocks of one shape"),
     "resume": ("benchmarks.resume", "killed at three random places, the same bits come out"),
+    "prune_person_search": ("benchmarks.prune_person_search", "SAMP-style pruning against four rankings on a two-task network"),
     "start": ("benchmarks.start", "how long `lessen --help` takes"),
 }
 
@@ -46,4 +47,5 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    stop_when_told()
     sys.exit(main())

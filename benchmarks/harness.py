@@ -9,6 +9,7 @@ import json
 import os
 import platform
 import resource
+import signal
 import subprocess
 import sys
 import tempfile
@@ -23,6 +24,23 @@ Row = dict[str, Any]
 PACKAGES = ("lessen", "torch", "numpy", "transformers", "gguf", "xllamacpp", "onnxruntime", "onnxruntime-genai", "compressed-tensors")
 ROOT = Path(__file__).resolve().parent.parent
 LAUNCHER = Path(__file__).resolve().with_name("launcher.py")
+
+
+TOLD_TO_END = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+
+
+class Stopped(SystemExit):
+    """This run, or a process that it measures, was told to end: no figure, no row, no result. What is finished lies in the side file."""
+
+
+def stop_when_told() -> None:
+    """Let SIGTERM and SIGHUP end this process as Ctrl-C does: what it has started ends with it, and nothing is written."""
+
+    def stop(number: int, _: object) -> None:
+        raise Stopped(128 + number)
+
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, stop)
 
 
 @dataclass(frozen=True)
@@ -98,15 +116,28 @@ class Session:
 
 
 def measured(command: Sequence[str], *, threads: int = 1, timeout: float | None = None) -> Row:
-    """Run a command and say what it cost: cpu_seconds (user and system), peak_mb (resident), seconds (wall), exit code, end of stderr."""
+    """Run a command and say what it cost: cpu_seconds (user and system), peak_mb (resident), seconds (wall), exit code, end of stderr.
+
+    Raises:
+        Stopped: somebody told it to end, so what it cost says nothing.
+    """
     limits = {k: str(threads) for k in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")}
     environment = os.environ | limits | {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
     with tempfile.TemporaryDirectory() as folder:
         paths = {name: Path(folder) / name for name in ("stdout", "stderr", "cost")}
         launcher = [sys.executable, "-I", "-S", str(LAUNCHER), str(paths["cost"]), str(timeout or "")]
-        with paths["stdout"].open("w") as output, paths["stderr"].open("w") as errors:
-            subprocess.run([*launcher, *command], stdout=output, stderr=errors, cwd=ROOT, env=environment, check=True)
-        cost = json.loads(paths["cost"].read_text())
+        with (
+            paths["stdout"].open("w") as output,
+            paths["stderr"].open("w") as errors,
+            subprocess.Popen([*launcher, *command], stdout=output, stderr=errors, cwd=ROOT, env=environment) as process,
+        ):
+            try:
+                code = process.wait()
+            finally:
+                process.terminate()  # the launcher ends what it has started
+        cost = json.loads(paths["cost"].read_text()) if code == 0 else {"code": code}
+        if -cost["code"] in TOLD_TO_END or code:
+            raise Stopped(128 - cost["code"] if cost["code"] < 0 else cost["code"])
         return cost | {"stdout": paths["stdout"].read_text(), "stderr": paths["stderr"].read_text()[-4000:]}
 
 

@@ -2,7 +2,8 @@
 
 A process of its own because the kernel carries the largest resident memory of whoever starts a program over into that program's figures
 (exec keeps the maximum): started from here they begin at this interpreter's few megabytes instead of at those of a process with torch.
-wait4 counts for the child and for what it waited for, not for us. Only the standard library's smallest parts are imported.
+wait4 counts for the child and for what it waited for, not for us. Only the standard library's smallest parts are imported. When it is
+told to end, so is the command.
 """
 
 import json
@@ -15,6 +16,13 @@ import time
 def main(report: str, timeout: str, *command: str) -> None:
     start = time.perf_counter()
     pid = os.posix_spawnp(command[0], command, os.environ)
+
+    def stop(number: int, _: object) -> None:
+        os.kill(pid, signal.SIGKILL)
+        os.wait4(pid, 0)
+        sys.exit(128 + number)
+
+    signal.signal(signal.SIGTERM, stop)
     deadline = start + float(timeout) if timeout else None
     while True:
         found, status, usage = os.wait4(pid, os.WNOHANG if deadline else 0)

@@ -1,13 +1,17 @@
 import json
+import signal
+import subprocess
 import sys
+import time
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 from safetensors.torch import load_file
 
 from benchmarks import assets, tiny, variants
-from benchmarks.harness import Session, at_least, at_most, measured, result
+from benchmarks.harness import ROOT, Session, at_least, at_most, measured, result
 from benchmarks.llm_quant import OURS
 from benchmarks.llm_quant import goals as quant_goals
 from benchmarks.resume import goals as resume_goals
@@ -89,6 +93,35 @@ def test_processes_are_measured_from_outside_and_alone():
     assert large["peak_mb"] - small["peak_mb"] > 70  # 80 MiB were asked for; the interpreter's own size varies by a few
     assert small["peak_mb"] < 50  # and not this process's, which has torch in it
     assert measured([sys.executable, "-c", "while True: pass"], timeout=0.2)["code"] == -9
+
+
+SLOW_BENCHMARK = """
+import sys, types
+from benchmarks import __main__ as program
+from benchmarks.harness import measured, stop_when_told
+slow = types.ModuleType("slow")
+slow.goals = lambda rows: []
+slow.rows = lambda session: [session.row("a", lambda: {"x": 1}), session.row("b", lambda: measured(["sleep", "61.5"]))]
+sys.modules["slow"], program.BENCHMARKS["slow"] = slow, ("slow", "")
+stop_when_told()
+sys.exit(program.main(["slow", "--json", sys.argv[1]]))
+"""
+
+
+@pytest.mark.parametrize("whom", ["the benchmark", "what it measures"])
+def test_a_benchmark_that_is_told_to_end_writes_no_result_and_keeps_its_rows(tmp_path: Path, whom: str):
+    out = tmp_path / "slow.json"
+    command = [sys.executable, "-c", SLOW_BENCHMARK, str(out)]
+    with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL) as process:
+        me, deadline = psutil.Process(process.pid), time.monotonic() + 30
+        while not (sleeps := [child for child in me.children(recursive=True) if child.name() == "sleep"]):
+            assert time.monotonic() < deadline, "the command was not started"
+            time.sleep(0.05)
+        (process if whom == "the benchmark" else sleeps[0]).send_signal(signal.SIGTERM)
+        assert process.wait(timeout=20) == 128 + signal.SIGTERM
+    assert not out.exists()
+    assert [json.loads(line).get("key") for line in out.with_suffix(".rows.jsonl").read_text().splitlines()] == [None, "a"]
+    assert not sleeps[0].is_running(), "what it had started goes on"
 
 
 def test_brown_text_reads_like_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -56,7 +56,8 @@ def exports(names: Sequence[str]) -> None:
             got = "'huggingface', which is always written"
             raise UsageError("--export", got=got, wanted="a further format", remedy=f"choose from {', '.join(PLACES)}, or none")
         if name not in PLACES:
-            raise UsageError("--export", got=repr(name), wanted="a known format", remedy=nearest(name, PLACES))
+            remedy = "lessen export takes options, afterwards" if "(" in name else nearest(name, PLACES)
+            raise UsageError("--export", got=repr(name), wanted="a known format", remedy=remedy)
     if len(set(names)) < len(names):
         raise UsageError("--export", got=", ".join(names), wanted="each format once")
 
@@ -156,7 +157,7 @@ def _codes(format: Int, shape: tuple[int, ...]) -> Codes:
     rows, columns = shape
     stored = scale_shape((rows, columns), format.granularity)
     lowest = -(1 << format.bits - 1) if format.symmetric else 0
-    span = torch.arange(columns) % (1 << format.bits) + lowest
+    span = torch.arange(columns) % 2 * ((1 << format.bits) - 1) + lowest
     values = span.to(torch.int8 if format.symmetric else torch.uint8).expand(rows, columns)
     scale = torch.full(stored, 1 / 3, dtype=format.scale_dtype)
     zero = None if format.symmetric else torch.full(stored, (1 << format.bits - 1) - 1, dtype=torch.uint8)

@@ -98,7 +98,8 @@ def load(path: str | Path) -> Recipe:
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(str(path), got=str(error), wanted="a recipe in TOML", remedy="lessen ls shows methods and options") from None
+        got = getattr(error, "strerror", None) or str(error)
+        raise UsageError(str(path), got=got.lower(), wanted="a recipe in TOML", remedy="lessen ls shows methods and options") from None
     return loads(text, str(path))
 
 

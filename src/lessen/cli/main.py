@@ -10,6 +10,7 @@ from cyclopts import CycloptsError
 from lessen.cli import judging, looking, making
 from lessen.cli.app import app
 from lessen.cli.arguments import HEADS, fold
+from lessen.cli.wording import told
 from lessen.errors import LessenError
 
 __all__ = ["app", "judging", "looking", "main", "making", "run"]  # importing the three registers their commands
@@ -49,7 +50,7 @@ def _explain(error: BaseException, resumes: bool) -> tuple[str, int]:
         case LessenError():
             return str(error), error.exit_code
         case CycloptsError():
-            return str(error), 2
+            return told(error, [name for name in app if not name.startswith("-")]), 2
         case KeyboardInterrupt():
             return "interrupted" + "; what is finished is kept, and the same command goes on from there" * resumes, 130
         case OSError(strerror=str(reason)):

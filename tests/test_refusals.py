@@ -1,0 +1,122 @@
+"""What can be known to be wrong is told before any work, with where, got, wanted, remedy; in Python as on the command line."""
+
+import shutil
+import sys
+from collections import namedtuple
+from typing import Any
+
+import pytest
+import torch
+
+import lessen
+from lessen import job
+from lessen.cli.main import run
+from lessen.errors import LessenError, UsageError
+from lessen.methods import GPTQ, RTN, Select
+
+W8 = [RTN(8, 32, symmetric=False, scale="absmax")]
+
+
+@pytest.fixture(autouse=True)
+def no_work(monkeypatch):
+    """Reading text, the first thing that takes time, is a failure here."""
+
+    def begun(*_, **__):
+        pytest.fail("work has begun")
+
+    monkeypatch.setattr(job, "prepare", begun)
+
+
+@pytest.mark.parametrize(
+    ("request_", "wanted"),
+    [
+        ({"recipe": W8, "exports": []}, "asymmetric 8-bit codes"),
+        ({"recipe": [RTN(4, 16)], "exports": ["gguf"]}, "wanted a multiple of 32; quantize with group=32"),
+        ({"recipe": [RTN(4, 8)], "exports": ["onnx"]}, "wanted a multiple of 16 for ONNX Runtime"),
+        ({"recipe": [Select((GPTQ(4, 16), GPTQ(3, 16)))], "exports": ["gguf"]}, "wanted a multiple of 32"),
+        ({"exports": ["ggfu"]}, "did you mean gguf?"),
+        ({"exports": ["huggingface"]}, "always written"),
+        ({"exports": ["gguf", "gguf"]}, "each format once"),
+        ({"to": "0.01x"}, "wanted at least"),
+        ({"to": "4 potatoes"}, "a size \\(70MB\\)"),
+        ({"tokens": 0}, "a positive number of calibration tokens"),
+        ({"seed": -1}, "a whole number from 0"),
+        ({"written": 2}, "a share from 0 to 1"),
+        ({"threads": 4096}, "the processors this process may use"),
+        ({"evaluation": ["nowhere.txt"]}, "nowhere.txt"),
+        ({"work": "/proc/nowhere"}, "a directory that can be written"),
+        ({"begun": "nowhere", "recipe": [RTN(scale="absmax")]}, "nowhere: got no job.json"),
+    ],
+)
+def test_a_run_that_cannot_end_well_does_not_begin(request_, wanted, tiny_model, tmp_path):
+    with pytest.raises(LessenError, match=wanted):
+        lessen.compress(tiny_model, tmp_path / "out", **request_)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_text_that_is_calibrated_on_cannot_judge(tiny_model, tiny_texts, tmp_path):
+    with pytest.raises(UsageError, match="which is the calibration text"):
+        lessen.compress(tiny_model, tmp_path / "out", calibration=tiny_texts[0], evaluation=[tiny_texts[0]])
+
+
+def test_a_package_that_an_export_needs_is_missed_at_once(tiny_model, tmp_path, monkeypatch):
+    for package in ("gguf", "onnx"):
+        monkeypatch.setitem(sys.modules, package, None)
+        with pytest.raises(LessenError, match=rf"pip install 'lessen\[{package}\]'"):
+            lessen.compress(tiny_model, tmp_path / "out", exports=[package])
+
+
+def test_a_disk_that_is_too_small_is_told_at_once(tiny_model, tmp_path, monkeypatch):
+    usage = namedtuple("usage", "total used free")
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(1 << 30, 1 << 30, 1 << 20))
+    with pytest.raises(LessenError, match=r"1 MB free, wanted about .* MB for this run; free space"):
+        lessen.compress(tiny_model, tmp_path / "out", exports=[])
+
+
+def test_what_will_fit_is_not_refused(tiny_model):
+    from lessen import foresee
+
+    for method in (RTN(4, 32, symmetric=False), RTN(8, 32), RTN(2, None), Select((GPTQ(4, 32),))):
+        found = job.settled(tiny_model, job.Request(recipe=[method]))
+        foresee.result(found, ["gguf", "onnx", "gptq"])
+
+
+CALLS: list[tuple[Any, tuple[Any, ...], dict[str, Any], str]] = [
+    (lessen.compress, ("m", "o"), {"exprots": []}, r"compress\(\): got 'exprots', .* did you mean exports\?"),
+    (lessen.compress, ("m", "o"), {"exports": "gguf"}, r"compress\(exports\): got 'gguf' \(str\), wanted a list or None"),
+    (lessen.compress, ("m", "o"), {"tokens": "many"}, r"compress\(tokens\): got 'many' \(str\), wanted int or None"),
+    (lessen.compress, ("m",), {}, r"missing a required argument: 'out'"),
+    (lessen.compress, (3, "o"), {}, r"compress\(ref\): got 3 \(int\)"),
+    (lessen.plan, ("m",), {"recipes": []}, r"did you mean recipe\?"),
+    (lessen.plan, ("m",), {"recipe": ["GPTQ"]}, r"wanted methods such as"),
+    (lessen.plan, ("m",), {"recipe": [GPTQ]}, r"wanted methods such as"),
+    (lessen.apply, (torch.nn.Linear(1, 1), []), {"mod": "mask"}, r"did you mean mode\?"),
+    (lessen.apply, (torch.nn.Linear(1, 1), []), {"mode": "masc"}, r"wanted 'slice' or 'mask'"),
+    (lessen.apply, ("model", []), {}, r"apply\(model\): got 'model' \(str\), wanted Module"),
+    (lessen.load, ("m",), {"dtpye": None}, r"did you mean dtype\?"),
+    (lessen.load, ("m",), {"dtype": "float16"}, r"wanted a torch.dtype or None"),
+    (lessen.load, (3,), {}, r"wanted a torch.nn.Module"),
+    (lessen.export, ("m", "o", "gguf"), {"plian": "F32"}, r"did you mean plain\?"),
+    (lessen.export, ("m", "o"), {}, r"missing a required argument: 'format'"),
+    (lessen.export, ("m", "o", "ggfu"), {}, r"did you mean gguf\?"),
+]
+
+
+@pytest.mark.parametrize(("function", "args", "keywords", "wanted"), CALLS)
+def test_a_wrong_call_names_the_nearest_argument(function, args, keywords, wanted):
+    with pytest.raises(UsageError, match=wanted):
+        function(*args, **keywords)
+
+
+@pytest.mark.parametrize(
+    "tokens",
+    [
+        ["plan", "m", "--threads", "0"],
+        ["compress", "m", "--max-kld", "-1"],
+        ["apply", "p", "--max-kld", "nan"],
+        ["compress", "m", "--max-kld", "1", "--no-eval"],
+    ],
+)
+def test_the_command_line_refuses_what_no_run_can_keep(tokens, capsys):
+    assert run(tokens) == 2
+    assert "wanted" in capsys.readouterr().err
