@@ -90,9 +90,8 @@ class _Pieces(torch.autograd.Function):
         for start in range(0, len(hidden), rows):
             piece = slice(start, start + rows)
             with torch.enable_grad():
-                leaves = [
-                    None if x is None else (x[piece] if i == 0 else x).detach().requires_grad_(i in grads) for i, x in enumerate(inputs)
-                ]
+                cut: list[Any] = [hidden[piece], weight, bias]
+                leaves: list[Any] = [None if x is None else x.detach().requires_grad_(i in grads) for i, x in enumerate(cut)]
                 value = loss(nn.functional.linear(leaves[0], leaves[1], leaves[2]), *(x[piece] for x in others))
                 found = torch.autograd.grad(value, [leaves[i] for i in wanted]) if wanted else ()
             total += value.detach()

@@ -9,7 +9,6 @@ import torch
 from torch import nn
 
 from lessen.errors import UsageError
-from lessen.recover.options import Options
 
 
 def trainable(model: nn.Module, patterns: Sequence[str]) -> frozenset[str]:
@@ -26,13 +25,18 @@ def trainable(model: nn.Module, patterns: Sequence[str]) -> frozenset[str]:
     return frozenset(found)
 
 
-def precision(options: Options, device: torch.device) -> str:
-    """What matrix products are computed in."""
-    if options.precision is not None:
-        return options.precision
+def precision(wanted: str | None, device: torch.device) -> str:
+    """What matrix products are computed in: what is wanted, else bfloat16 where the processor multiplies it."""
+    if wanted is not None:
+        return wanted
     if device.type == "cpu":
         return "bfloat16" if torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported() else "float32"
     return "bfloat16"
+
+
+def autocast(wanted: str | None, device: torch.device) -> torch.autocast:
+    """Matrix products in the precision that `precision` gives, while weights and sums stay as they are."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=precision(wanted, device) == "bfloat16")
 
 
 def training_modes(student: nn.Module, teacher: nn.Module | None, norms: bool) -> None:

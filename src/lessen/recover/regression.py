@@ -40,7 +40,9 @@ class Sums:
 
     def update(self, x: Tensor, target: Tensor) -> None:
         """Add tokens: inputs "token in", wanted outputs "token out"."""
-        parts = (x.T @ x, target.T @ x, x.double().sum(0), target.double().sum(0))
+        x, target = (t.float() if t.dtype in (torch.float16, torch.bfloat16) else t for t in (x, target))
+        with torch.autocast(x.device.type, enabled=False):
+            parts = (x.T @ x, target.T @ x, x.double().sum(0), target.double().sum(0))
         old = (self.gram, self.cross, self.inputs, self.targets)
         added = [part.double() if total is None else total.add_(part) for total, part in zip(old, parts, strict=True)]
         self.gram, self.cross, self.inputs, self.targets = added

@@ -27,6 +27,7 @@ from lessen.errors import UsageError
 from lessen.models.checkpoint import Checkpoint
 from lessen.models.edited import Edited
 from lessen.models.stream import Stream
+from lessen.recover.modules import autocast
 from lessen.recover.regression import Sums
 from lessen.structure.families import FAMILIES
 
@@ -43,6 +44,8 @@ class Compensation:
     """How strongly weights are pulled to what they were, as a fraction of the mean square of the inputs."""
     drift: float = 1.0
     """0: match the dense layer; 1: match the dense model's hidden state, which repairs earlier blocks too."""
+    precision: Literal["float32", "bfloat16"] | None = None
+    """Of matrix products while text runs through the blocks (sums are float32 and float64); none takes bfloat16 where it is fast."""
 
     def __post_init__(self) -> None:
         if self.kind not in ("regression", "bias"):
@@ -84,7 +87,7 @@ def compensate(
     walk.dense.release()
     walk.pruned.release()
     found: list[Edit] = []
-    with torch.no_grad():
+    with torch.no_grad(), autocast(options.precision, torch.device(device)):
         for gap in range(walk.starts[0]):
             skipped = walk.dense.block(gap)
             dense = [walk.dense.forward(skipped, gap, part) for part in dense]

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from lessen.core.event import Event, Listener
 from lessen.errors import LessenError
-from lessen.recover.modules import bare, precision, repeated, seeded, trainable, training_modes
+from lessen.recover.modules import autocast, bare, repeated, seeded, trainable, training_modes
 from lessen.recover.objective import Call, Objective
 from lessen.recover.options import Options
 from lessen.recover.order import collate, indices, moved, pieces
@@ -144,8 +144,7 @@ class Training:
         return float(gathered(nn.utils.clip_grad_norm_(list(self.parameters.values()), limit)))
 
     def _precision(self) -> Any:
-        device = self.session.device.type
-        return torch.autocast(device, torch.bfloat16, enabled=precision(self.options, self.session.device) == "bfloat16")
+        return autocast(self.options.precision, self.session.device)
 
     def heldout(self) -> float:
         """The loss on the held-out data."""
