@@ -59,7 +59,9 @@ class Unit:
         reason: why these slices belong together, for people.
         normed: a norm looks at all channels together, so that a cut changes what it divides by.
         chain: how each slice is tied to the ones before, for people.
-        attributes: "module.attribute" -> channels per unit of it, for sizes that modules keep for themselves.
+        complete: the slices name every tensor, biases and buffers too, and may cross those of other units (heads and features of heads):
+            edits of such units that follow each other act at once.
+        floor: channels that must stay at least (as many experts as a router chooses).
     """
 
     name: str
@@ -72,7 +74,8 @@ class Unit:
     reason: str = ""
     normed: bool = False
     chain: tuple[str, ...] = ()
-    attributes: Mapping[str, int] = field(default_factory=dict)
+    complete: bool = False
+    floor: int = 1
 
 
 @dataclass(frozen=True)

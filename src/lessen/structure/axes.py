@@ -36,18 +36,25 @@ class Axis:
 
     Attributes:
         size: number of indices.
-        label: what it is called in explanations ("mlp.up_proj.weight[0]"); None for intermediate ones.
+        holds: why no index may be removed, by the first word of the reason (an operation, mostly); of a leaf.
+        marks: properties of a leaf, each with the operation that showed it.
     """
 
-    __slots__ = ("kind", "label", "links", "marks", "parent", "parts", "pin", "size")
+    __slots__ = ("holds", "kind", "links", "marks", "parent", "parts", "size")
 
-    def __init__(self, size: int, label: str | None = None, pin: str | None = None):
-        self.size, self.label, self.pin = size, label, pin
+    def __init__(self, size: int, pin: str | None = None):
+        self.size = size
+        self.holds: dict[str, str] = {} if pin is None else {pin.split()[0]: pin}
         self.parent: Axis | None = None
         self.kind: str = "leaf"
         self.parts: tuple[Axis, ...] = ()
         self.marks: dict[str, str] = {}
         self.links: list[tuple[Axis, str]] = []
+
+    @property
+    def pin(self) -> str | None:
+        """The first reason why no index may be removed; None if indices may."""
+        return next(iter(self.holds.values()), None)
 
     def __repr__(self) -> str:
         return describe(self)
@@ -119,9 +126,9 @@ class Axes:
     def __init__(self) -> None:
         self.cause = ""
 
-    def leaf(self, size: int, label: str | None = None, pin: str | None = None) -> Axis:
+    def leaf(self, size: int, pin: str | None = None) -> Axis:
         """An axis of which nothing is known yet."""
-        return Axis(int(size), label, pin)
+        return Axis(int(size), pin)
 
     def join(self, axes: Iterable[Axis]) -> Axis:
         """The product, outer axis first."""
@@ -138,10 +145,9 @@ class Axes:
         return flat[0] if len(flat) == 1 else self._made(Axis(sum(p.size for p in flat)), "concat", flat)
 
     def pin(self, axis: Axis, reason: str) -> None:
-        """Let no index of the axis be removed. The first reason stays."""
+        """Let no index of the axis be removed."""
         for leaf in leaves(axis):
-            if leaf.pin is None:
-                leaf.pin = reason
+            leaf.holds.setdefault(reason.split()[0], reason)
 
     def mark(self, axis: Axis, word: str) -> None:
         """Note a property of every leaf below the axis, with the operation at hand as its cause."""
@@ -247,15 +253,14 @@ class Axes:
 
     def _refine(self, leaf: Axis, kind: str, pieces: Sequence[Axis]) -> None:
         for piece in pieces:
-            piece.pin = leaf.pin
-            piece.marks |= leaf.marks
+            piece.holds = leaf.holds | piece.holds
+            piece.marks = leaf.marks | piece.marks
         self._made(leaf, kind, pieces)
 
     def _link(self, leaf: Axis, other: Axis) -> bool:
         leaf.parent = other
-        if leaf.pin is not None:
-            self.pin(other, leaf.pin)
         for below in leaves(other):
+            below.holds = leaf.holds | below.holds
             below.marks = leaf.marks | below.marks
         return True
 

@@ -18,35 +18,105 @@ from lessen.structure.axes import Axes, Axis, describe, factors, find, leaves
 Dims = Mapping[str, Sequence[Axis]]
 
 
-def couple(axes: Axes, dims: Dims, live: Iterable[str]) -> tuple[list[Unit], dict[Axis, str]]:
+def couple(axes: Axes, dims: Dims) -> tuple[list[Unit], dict[Axis, str]]:
     """Units of every free class of axes, in the order of the tensors, and the name of the unit of each leaf.
 
     Args:
         axes: where they were made.
-        dims: tensor name -> its axes.
-        live: names of tensors that took part in the forward pass.
+        dims: tensor name -> its axes, of the tensors that took part in the forward pass.
     """
-    live = set(live)
+    places = {leaf: at for leaf, at in _places(dims).items() if leaf.pin is None}
+    kinds = {leaf: _kind(leaf, dims, at) for leaf, at in places.items()}
+    names = _names({leaf: [name for name, _ in at] for leaf, at in places.items()}, kinds)
+    return [_unit(axes, dims, leaf, at, names[leaf], kinds[leaf]) for leaf, at in places.items()], names
+
+
+def _places(dims: Dims) -> dict[Axis, list[tuple[str, int]]]:
+    """For every leaf: the tensors, and the dimensions of them, that it lies in."""
     places: dict[Axis, list[tuple[str, int]]] = {}
     for name, own in dims.items():
         for dim, axis in enumerate(own):
             for leaf in dict.fromkeys(leaves(axis)):
-                if leaf.pin is None and leaf.size > 1 and name in live:
+                if leaf.size > 1:
                     places.setdefault(leaf, []).append((name, dim))
-    names = _names(
-        {leaf: [name for name, _ in at] for leaf, at in places.items()}, {leaf: _kind(leaf, dims, at) for leaf, at in places.items()}
-    )
-    return [_unit(axes, dims, leaf, at, names[leaf]) for leaf, at in places.items()], names
+    return places
 
 
-def _unit(axes: Axes, dims: Dims, leaf: Axis, at: Sequence[tuple[str, int]], name: str) -> Unit:
-    slices = [part for tensor, dim in at for part in slices_of(tensor, dim, dims[tensor][dim], leaf)]
-    kind = _kind(leaf, dims, at)
+def _unit(axes: Axes, dims: Dims, leaf: Axis, at: Sequence[tuple[str, int]], name: str, kind: Kind) -> Unit:
     normed = leaf.marks.get("normed")
-    reason = f"{len({tensor for tensor, _ in at})} tensors share {_WORDS[kind]}"
+    count = len({tensor for tensor, _ in at})
+    reason = f"{count} tensor{'s' * (count > 1)} share{'s' * (count == 1)} {_WORDS[kind]}"
     if normed:
         reason += f", which a norm looks at as a whole ({normed})"
-    return Unit(name, kind, leaf.size, tuple(slices), _block(name), reason=reason, normed=normed is not None, chain=_chain(axes, dims, at))
+    return Unit(
+        name,
+        kind,
+        leaf.size,
+        _slices(dims, leaf, at),
+        _block(name),
+        reason=reason,
+        normed=normed is not None,
+        chain=_chain(axes, dims, at),
+        complete=True,
+    )
+
+
+def _slices(dims: Dims, leaf: Axis, at: Sequence[tuple[str, int]]) -> tuple[Slice, ...]:
+    return tuple(part for tensor, dim in at for part in slices_of(tensor, dim, dims[tensor][dim], leaf))
+
+
+def experts(dims: Dims) -> list[Unit]:
+    """Experts packed in one tensor, with the rows of the router that chooses among them by number.
+
+    The router's axis is held, since its numbers are compared and looked up, and so is that of the packed weights; but where one router
+    stands beside one pack of the same size, the numbers of the one are the numbers of the other, and both can lose the same ones. At
+    least as many must stay as the router chooses.
+    """
+    places = _places(dims)
+    packs: dict[tuple[str, int], list[Axis]] = {}
+    routers: dict[tuple[str, int], list[Axis]] = {}
+    for leaf, at in places.items():
+        holder = _holder([name for name, _ in at])
+        if leaf.holds.keys() - _BY_NUMBER:
+            continue
+        if any(mark.startswith("top ") for mark in leaf.marks):
+            routers.setdefault((holder.rpartition(".")[0], leaf.size), []).append(leaf)
+        elif all(dim == 0 for _, dim in at) and any(len(dims[name]) == 3 for name, _ in at):
+            packs.setdefault((holder.rpartition(".")[0], leaf.size), []).append(leaf)
+    found: list[Unit] = []
+    for (path, size), pack in packs.items():
+        chosen = [leaf for (holder, n), all_ in routers.items() if n == size and f"{holder}.".startswith(f"{path}.") for leaf in all_]
+        if len(chosen) != 1:
+            continue
+        least = max(int(mark.split()[1]) for mark in chosen[0].marks if mark.startswith("top "))
+        parts = tuple(part for leaf in (*chosen, *pack) for part in _slices(dims, leaf, places[leaf]))
+        reason = f"one expert each, of which the router chooses {least}"
+        found.append(Unit(f"{path}.experts", "experts", size, parts, _block(path), reason=reason, complete=True, floor=least))
+    return found
+
+
+_BY_NUMBER = {"softmax", "topk", "select", "index", "gather", "scatter", "grouped", "one", "bincount", "histc", "safe"}
+
+
+def layers(residual: Iterable[str], freeze: Sequence[str]) -> list[Unit]:
+    """Blocks whose output is their input plus something."""
+    reason = "adds to the residual stream, so the model runs without it"
+    free = [path for path in residual if not any(f"{name}.".startswith(f"{path}.") or f"{path}.".startswith(f"{name}.") for name in freeze)]
+    return [Unit(path, "layer", 1, (), _block(path), reason=reason, complete=True) for path in free]
+
+
+def vocabulary(dims: Dims) -> list[Unit]:
+    """Rows of tables that are looked up by what the caller passes, with those of an output head of the same size."""
+    places = _places(dims)
+    heads = {leaf: at for leaf, at in places.items() if leaf.holds.keys() == {"outputs"}}
+    found: list[Unit] = []
+    for leaf, at in places.items():
+        if "vocabulary" in leaf.marks and not leaf.holds.keys() - {"embedding", "outputs"}:
+            tied = [head for head in heads if head.size == leaf.size and head is not leaf]
+            parts = tuple(part for one in (leaf, *tied) for part in _slices(dims, one, places[one]))
+            path = at[0][0].rpartition(".")[0]
+            found.append(Unit(path, "vocab", leaf.size, parts, reason="what the caller passes and gets by number", complete=True))
+    return found
 
 
 _WORDS: dict[str, str] = {

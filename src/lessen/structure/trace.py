@@ -24,15 +24,16 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import DynamicOutputShapeException, FakeTensorMode
+from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException, FakeTensorMode
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from lessen.core.unit import Unit
 from lessen.errors import LessenError, UsageError, nearest
 from lessen.structure.axes import Axis, describe, find, leaves
-from lessen.structure.couple import couple
+from lessen.structure.couple import couple, experts, layers, vocabulary
 from lessen.structure.rules import Rule
-from lessen.structure.watch import Site, Watch
+from lessen.structure.sizes import remembered
+from lessen.structure.watch import Site, Watch, tensors_in
 
 FAKE_ABOVE = 20_000_000
 """Parameters from which on a model is traced on fake tensors."""
@@ -50,6 +51,8 @@ class Structure:
         held: "tensor[dim]" -> why no index of it may go, for dimensions that are held whole.
         sites: calls that were given sizes as numbers (see `Site`), in order of execution.
         notes: what was noticed on the way.
+        vocabulary: rows of tables that inputs number, with the rows of the output head: to cut them changes what the caller passes and
+            gets, so they are not among the units.
         dims: tensor name -> its axes; tied tensors once, by their first name.
     """
 
@@ -57,6 +60,7 @@ class Structure:
     held: Mapping[str, str]
     sites: tuple[Site, ...] = ()
     notes: tuple[str, ...] = ()
+    vocabulary: tuple[Unit, ...] = ()
     dims: Mapping[str, tuple[Axis, ...]] = field(default_factory=dict, repr=False)
     leaves: Mapping[Axis, str] = field(default_factory=dict, repr=False)
 
@@ -121,18 +125,26 @@ def trace(
     watch = Watch({module: name for name, module in modules.items()}, rules or {})
     tensors = _tensors(model)
     _check_freeze(freeze, [*modules, *tensors])
-    fake = _wants_fake(model)
-    args, kwargs = _arguments(example_inputs)
-    with _untouched(model), _plain_kernels():
-        dims, used = _run(model, watch, tensors, fake, args, kwargs)
+    with _untouched(model), remembered(model), _plain_kernels():
+        dims, used = _run(model, watch, tensors, example_inputs)
     for name, axes in dims.items():
         for prefix in freeze:
             if name == prefix or name.startswith(f"{prefix}.") or not prefix:
                 for axis in axes:
                     watch.axes.pin(axis, f"{prefix or 'everything'} is frozen")
-    units, names = couple(watch.axes, dims, used)
+    live = {name: axes for name, axes in dims.items() if name in used}
+    units, names = couple(watch.axes, live)
+    found = [*units, *experts(live), *layers(watch.residual, freeze)]
     held = {f"{n}[{d}]": reason for n, axes in dims.items() for d, a in enumerate(axes) if (reason := _held(a, n in used))}
-    return Structure(tuple(units), held, tuple(watch.sites), tuple(watch.notes), {n: tuple(a) for n, a in dims.items()}, names)
+    return Structure(
+        units=tuple(found),
+        held=held,
+        sites=tuple(watch.sites),
+        notes=tuple(watch.notes),
+        vocabulary=tuple(vocabulary(live)),
+        dims={name: tuple(axes) for name, axes in dims.items()},
+        leaves=names,
+    )
 
 
 def _held(axis: Axis, used: bool) -> str | None:
@@ -166,55 +178,104 @@ def _check_freeze(freeze: Sequence[str], known: Sequence[str]) -> None:
             raise UsageError("trace", got=f"freeze={name!r}", wanted="a module, parameter or buffer", remedy=nearest(name, known))
 
 
-def _run(
-    model: nn.Module, watch: Watch, tensors: Mapping[str, Tensor], fake: bool, args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> tuple[dict[str, list[Axis]], set[str]]:
-    """One forward pass. Returns the axes of every parameter and buffer, and the names of those that took part."""
+def _run(model: nn.Module, watch: Watch, tensors: Mapping[str, Tensor], example: Any) -> tuple[dict[str, list[Axis]], set[str]]:
+    """Forward passes. Returns the axes of every parameter and buffer, and the names of those that took part."""
+    args, kwargs = _arguments(example)
     with ExitStack() as stack:
         stack.enter_context(torch.no_grad())
-        if fake:
+        if _wants_fake(model):
             mode = stack.enter_context(FakeTensorMode(allow_non_fake_inputs=True))
-            to_fake = lambda t: mode.from_tensor(t) if not t.is_meta else _from_meta(mode, t)  # noqa: E731
-            stand_ins: Mapping[str, Tensor] = {name: to_fake(tensor.detach()) for name, tensor in tensors.items()}
-            args, kwargs = _map(args, to_fake), _map(kwargs, to_fake)
-            call: Callable[[], Any] = lambda: torch.func.functional_call(model, dict(stand_ins), args, kwargs)  # noqa: E731
+            stand_ins = {name: _fake(mode, tensor.detach()) for name, tensor in tensors.items()}
+            examples = [(_map(args, lambda t: _fake(mode, t)), _map(kwargs, lambda t: _fake(mode, t)))]
+            call = lambda a, k: torch.func.functional_call(model, dict(stand_ins), a, k)  # noqa: E731
         else:
-            stand_ins = tensors
-            args, kwargs = _map(args, torch.clone), _map(kwargs, torch.clone)
-            call = lambda: model(*args, **kwargs)  # noqa: E731
-        dims = {name: [watch.axes.leaf(n, f"{name}[{d}]") for d, n in enumerate(t.shape)] for name, t in stand_ins.items()}
+            stand_ins, call = dict(tensors), lambda a, k: model(*a, **k)
+            examples = [(_map(args, torch.clone), _map(kwargs, torch.clone)), (_map(args, _other), _map(kwargs, _other))]
+        dims = {name: [watch.axes.leaf(n) for n in t.shape] for name, t in stand_ins.items()}
         for name, tensor in stand_ins.items():
             watch.name(tensor, dims[name], static=True)
-        for tensor in _flat([args, kwargs]):
-            watch.name(tensor, [watch.axes.leaf(n, pin="it is an input") for n in tensor.shape])
-        out = _call(model, watch, call, fake)
-        for key, tensor in _answers(out):
-            for axis in watch.axes_of(tensor):
-                watch.axes.pin(axis, f"it is the output{f' {key}' if key else ''}")
-        return dims, {name for name, tensor in stand_ins.items() if id(tensor) in watch.touched}
+        _pass(model, watch, call, examples[0])
+        used = {name for name, tensor in stand_ins.items() if id(tensor) in watch.touched}
+        if len(examples) > 1:
+            _second(model, watch, call, examples[1], stand_ins)
+        return dims, used
 
 
-def _call(model: nn.Module, watch: Watch, call: Callable[[], Any], fake: bool) -> Any:
+def _second(model: nn.Module, watch: Watch, call: Callable[..., Any], example: Any, stand_ins: Mapping[str, Tensor]) -> None:
+    """The same with other values: what it ties together is tied, and it must go the same way.
+
+    Experts are not held to that: of a `ModuleList`, or of tensors in one, other entries may take part.
+
+    Raises:
+        LessenError: a module or tensor takes part in one pass and not in the other.
+    """
+    ran, touched = set(watch.ran), set(watch.touched)
+    sites = list(watch.sites)
+    watch.ran.clear()
+    watch.touched.clear()
+    try:
+        _pass(model, watch, call, example)
+    except LessenError as error:
+        watch.notes[f"a second pass with other values, to see whether the model goes another way, failed: {error.where} {error.got}"] = None
+        watch.touched |= touched
+        return
+    finally:
+        watch.sites = sites
+    lists = [name for name, module in model.named_modules() if isinstance(module, nn.ModuleList)]
+    ways = ran ^ set(watch.ran) | {name for name, t in stand_ins.items() if id(t) in touched ^ watch.touched}
+    other = sorted(name for name in ways if not any(name.startswith(f"{path}.") for path in lists))
+    if other:
+        raise LessenError(
+            type(model).__name__,
+            got=f"{other[0]} takes part with some inputs and not with others",
+            wanted="a model that does the same operations whatever the values",
+            remedy="trace the branches as models of their own, with the rest of the model left alone",
+        )
+    watch.touched |= touched
+
+
+def _other(tensor: Tensor) -> Tensor:
+    """Other values of the same kind: numbers scaled and of the other sign, indices in another order, truth values as they are."""
+    if tensor.is_floating_point():
+        return tensor * -0.75
+    return tensor.clone() if tensor.dtype == torch.bool or not tensor.dim() else tensor.roll(1, -1)
+
+
+def _pass(model: nn.Module, watch: Watch, call: Callable[..., Any], example: tuple[tuple[Any, ...], dict[str, Any]]) -> None:
+    """One forward pass; its inputs and answers are held."""
+    for tensor in tensors_in(list(example)):
+        watch.name(tensor, [watch.axes.leaf(n, pin="inputs are what the caller passes") for n in tensor.shape])
+        watch.inputs.add(id(tensor))
+    watch.stack.clear()
+    for key, tensor in _answers(_call(model, watch, lambda: call(*example))):
+        for axis in watch.axes_of(tensor):
+            watch.axes.pin(axis, f"outputs are what the caller gets{f' as {key}' if key else ''}")
+
+
+def _call(model: nn.Module, watch: Watch, call: Callable[[], Any]) -> Any:
     where = type(model).__name__
     try:
         with watch.following():
             return call()
     except LessenError:
         raise
-    except DynamicOutputShapeException as error:
+    except (DataDependentOutputException, DynamicOutputShapeException) as error:
         raise LessenError(
-            f"{watch.module or where}",
-            got=f"{error}, whose result depends on values, in a model traced without values",
-            wanted="shapes that do not depend on data",
+            watch.module or where,
+            got=f"{error}, which depends on values, in a model traced without values",
+            wanted="shapes and ways that do not depend on data",
             remedy="trace a small copy of the model with real weights on the CPU",
         ) from error
     except Exception as error:
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
         remedy = "call the model with this example yourself; it must run in evaluation mode"
-        raise LessenError(f"{watch.module or where}", got=reason, wanted="a model that runs on its example", remedy=remedy) from error
+        raise LessenError(watch.module or where, got=reason, wanted="a model that runs on its example", remedy=remedy) from error
 
 
-def _from_meta(mode: FakeTensorMode, tensor: Tensor) -> Tensor:
+def _fake(mode: FakeTensorMode, tensor: Tensor) -> Tensor:
+    """Shape, strides and type without values; what lies on the meta device is taken to lie on the CPU."""
+    if not tensor.is_meta:
+        return mode.from_tensor(tensor)
     with mode:
         return torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="cpu")
 
@@ -230,17 +291,6 @@ def _map(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
     return value
 
 
-def _flat(value: Any) -> Iterator[Tensor]:
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, Mapping):
-        for v in value.values():
-            yield from _flat(v)
-    elif isinstance(value, list | tuple):
-        for v in value:
-            yield from _flat(v)
-
-
 def _answers(out: Any) -> Iterator[tuple[str, Tensor]]:
     """What the caller gets: every tensor, but of a named output that has others, not the internal ones."""
     if isinstance(out, Mapping):
@@ -248,9 +298,9 @@ def _answers(out: Any) -> Iterator[tuple[str, Tensor]]:
         first = next(iter(named), "")
         for key, value in named.items():
             if key == first or not key.endswith(INTERNAL):
-                yield from ((key, t) for t in _flat(value))
+                yield from ((key, t) for t in tensors_in(value))
         return
-    yield from (("", t) for t in _flat(out))
+    yield from (("", t) for t in tensors_in(out))
 
 
 @contextmanager

@@ -4,7 +4,7 @@ Operations that PyTorch itself tags as pointwise need none: their tensors broadc
 and no tag is an error for the tracer, never a guess.
 """
 
-from lessen.structure.rules import contraction, create, image, index, norm, reduce, shape
+from lessen.structure.rules import contraction, create, image, index, matrix, norm, reduce, shape
 from lessen.structure.rules.call import Call, Rule, elementwise, is_pointwise
 
 RULES: dict[str, Rule] = {
@@ -14,9 +14,10 @@ RULES: dict[str, Rule] = {
     **reduce.RULES,
     **index.RULES,
     **image.RULES,
+    **matrix.RULES,
     **create.RULES,
     **dict.fromkeys(("aten.where", "aten.masked_fill", "aten.masked_fill_", "aten.dropout", "aten.native_dropout"), elementwise),
-    **dict.fromkeys(("aten._prelu_kernel", "aten.rrelu_with_noise"), elementwise),
+    **dict.fromkeys(("aten.hardswish", "aten.hardswish_", "aten._prelu_kernel", "aten.rrelu_with_noise"), elementwise),
 }
 """Rules by name of operation, without overload."""
 

@@ -10,6 +10,7 @@ A rule takes a `Call` and returns the axes of the output, one list per output te
 """
 
 from collections.abc import Callable, Sequence
+from functools import cache
 from typing import Any
 
 import torch
@@ -59,6 +60,10 @@ class Call:
     def static(self, tensor: Tensor) -> bool:
         """Whether the tensor is made of parameters and buffers alone."""
         return self._book.is_static(tensor)
+
+    def given(self, tensor: Tensor) -> bool:
+        """Whether the tensor is an input of the model."""
+        return self._book.is_input(tensor)
 
     def tensors(self) -> list[Tensor]:
         """Every tensor among the arguments, those in lists too."""
@@ -116,6 +121,10 @@ class Book:
         """Whether the tensor is made of parameters and buffers alone."""
         return tensor.is_leaf
 
+    def is_input(self, tensor: Tensor) -> bool:
+        """Whether the tensor is an input of the model."""
+        return tensor.is_leaf
+
 
 def elementwise(call: Call) -> list[Axis] | list[list[Axis]]:
     """Every tensor broadcasts against every other."""
@@ -125,6 +134,11 @@ def elementwise(call: Call) -> list[Axis] | list[list[Axis]]:
     return [axes for _ in call.out] if isinstance(call.out, list | tuple) else axes
 
 
+@cache
 def is_pointwise(func: Any) -> bool:
-    """Whether PyTorch itself declares the operation to be element by element."""
-    return torch.Tag.pointwise in func.tags
+    """Whether PyTorch itself declares the operation, or the one that it is the in-place form of, to be element by element."""
+    if torch.Tag.pointwise in func.tags:
+        return True
+    name = func._schema.name.rpartition("::")[2]
+    packet = getattr(getattr(torch.ops, func.namespace), name.removesuffix("_"), None) if name.endswith("_") else None
+    return packet is not None and any(torch.Tag.pointwise in getattr(packet, overload).tags for overload in packet.overloads())

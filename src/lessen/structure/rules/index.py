@@ -10,6 +10,8 @@ def embedding(call: Call) -> list[Axis]:
     """Rows of a table."""
     rows, *width = call.of("weight")
     call.pin(rows, "looks rows up")
+    if call.given(call["indices"]):
+        call.axes.mark(rows, "vocabulary")
     return [*call.of("indices"), *width]
 
 

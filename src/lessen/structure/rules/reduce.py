@@ -70,8 +70,15 @@ def topk(call: Call) -> list[list[Axis]]:
     axes = call.of("self")
     dim = call.get("dim", -1) % len(axes)
     call.pin(axes[dim], "picks from it")
+    call.axes.mark(axes[dim], f"top {call['k']}")
     axes[dim] = call.fixed(call.out[0].shape[dim], "picks")
     return [axes, axes]
+
+
+def log_sigmoid(call: Call) -> list[list[Axis]]:
+    """Element by element, with a buffer beside."""
+    axes = call.of("self")
+    return [axes, axes if call.out[1].numel() else [call.leaf(n) for n in call.out[1].shape]]
 
 
 RULES: dict[str, Rule] = {
@@ -85,4 +92,5 @@ RULES: dict[str, Rule] = {
     **dict.fromkeys(("aten.cumsum", "aten.cumsum_", "aten.cumprod", "aten.cummax", "aten.cummin", "aten.logcumsumexp"), along),
     **dict.fromkeys(("aten.sort", "aten.argsort"), along),
     "aten.topk": topk,
+    "aten.log_sigmoid_forward": log_sigmoid,
 }

@@ -13,41 +13,43 @@ def view(call: Call) -> list[Axis]:
 
 
 def regroup(call: Call, axes: list[Axis], shape: list[int]) -> list[Axis]:
-    """Axes of a tensor that is seen in another shape."""
+    """Axes of a tensor that is seen in another shape, block by block: the shortest runs of dimensions with the same number of elements."""
+    if 0 in shape:
+        kept = [a if a.size == n else None for a, n in zip(axes, shape, strict=False)] + [None] * len(shape)
+        return [axis or call.fixed(n, "has no elements") for axis, n in zip(kept, shape, strict=False)]
     out: list[Axis] = []
-    queue = list(axes)
-    for position, size in enumerate(shape):
-        if size == 1:
+    before, after = [a for a in axes if a.size > 1], list(shape)
+    while after:
+        if after[0] == 1:
             out.append(call.leaf(1))
+            after.pop(0)
             continue
-        group: list[Axis] = []
-        have = 1
-        while have < size and queue:
-            axis = queue.pop(0)
-            if axis.size == 1:
-                continue
-            if have * axis.size <= size:
-                group.append(axis)
-                have *= axis.size
-                continue
-            pair = call.axes.factor(axis, size // have) if size % have == 0 else None
-            if pair is None:
-                return _tangled(call, axes, shape, out[:position])
-            group.append(pair[0])
-            queue.insert(0, pair[1])
-            have = size
-        if have != size:
-            return _tangled(call, axes, shape, out[:position])
-        out.append(group[0] if len(group) == 1 else call.axes.join(group))
+        group, sizes = [before.pop(0)], [after.pop(0)]
+        while (have := prod(a.size for a in group)) != (want := prod(sizes)):
+            if have < want:
+                group.append(before.pop(0))
+            else:
+                sizes.append(after.pop(0))
+        out += _block(call, group, sizes)
     return out
 
 
-def _tangled(call: Call, axes: list[Axis], shape: list[int], done: list[Axis]) -> list[Axis]:
-    """A view across axes that have no common refinement, such as 4 x 6 as 6 x 4."""
-    reason = f"views {' x '.join(str(a.size) for a in axes)} as {' x '.join(map(str, shape))}"
-    for axis in [*axes, *done]:
-        call.pin(axis, reason)
-    return [*done, *(call.fixed(size, reason) for size in shape[len(done) :])]
+def _block(call: Call, group: list[Axis], sizes: list[int]) -> list[Axis]:
+    """Cut the product of the axes into factors of these sizes; where they do not nest, such as 4 x 6 as 6 x 4, all are held."""
+    if len(group) == len(sizes) == 1:
+        return group
+    out: list[Axis] = []
+    rest = call.axes.join(group)
+    for size in sizes:
+        pair = call.axes.factor(rest, size) if size > 1 else (call.leaf(1), rest)
+        if pair is None:
+            reason = f"views {' x '.join(str(a.size) for a in group)} as {' x '.join(map(str, sizes))}"
+            for axis in group:
+                call.pin(axis, reason)
+            return [call.fixed(n, reason) for n in sizes]
+        out.append(pair[0])
+        rest = pair[1]
+    return out
 
 
 def permute(call: Call) -> list[Axis]:
@@ -339,6 +341,20 @@ def glu(call: Call) -> list[Axis]:
     return axes
 
 
+def restride(call: Call) -> list[Axis]:
+    """Pooling to one pixel writes the strides of its result anew; elements stay where they are."""
+    axes, size, stride = call.of("self"), list(call["size"]), list(call["stride"])
+    dense, expected = True, 1
+    for n, step in zip(reversed(size), reversed(stride), strict=True):
+        dense = dense and (n == 1 or step == expected)
+        expected *= n
+    if dense and size == [a.size for a in axes]:
+        return axes
+    for axis in axes:
+        call.pin(axis, "sees its memory in another way")
+    return [call.fixed(n, "sees memory in another way") for n in size]
+
+
 def copy(call: Call) -> list[Axis]:
     """Values of another tensor are written into this one."""
     call.same(call.of("self"), call.of("src"))
@@ -383,6 +399,7 @@ RULES: dict[str, Rule] = {
     "aten.view_as_complex": as_complex,
     "aten.view_as_real": as_real,
     "aten.as_strided": as_strided,
+    "aten.as_strided_": restride,
     "aten.glu": glu,
     "aten.copy_": copy,
     "aten.copy": copy,
