@@ -16,6 +16,7 @@ BENCHMARKS = {
     "memory": ("benchmarks.memory", "peak memory of compressing 4, 8 and 16 blocks of one shape"),
     "resume": ("benchmarks.resume", "killed at three random places, the same bits come out"),
     "prune_person_search": ("benchmarks.prune_person_search", "SAMP-style pruning against four rankings on a two-task network"),
+    "prune_vlm": ("benchmarks.prune_vlm", "UKMP part by part on project-trained captioners, before and after recovery, over three seeds"),
     "start": ("benchmarks.start", "how long `lessen --help` takes"),
 }
 

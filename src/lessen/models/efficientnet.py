@@ -86,7 +86,7 @@ class EfficientNetLite(nn.Module):
 
 
 def from_published(state: Mapping[str, Tensor], model: EfficientNetLite) -> EfficientNetLite:
-    """Fill a tower with weights under the names of the PyTorch port of EfficientNet (`_blocks.0._expand_conv.weight`); its classifier is left.
+    """Fill a tower with weights named as in the PyTorch port of EfficientNet (`_blocks.0._expand_conv.weight`), without its classifier.
 
     Raises:
         LessenError: a tensor is missing or has another shape; the tower is as it was.

@@ -56,6 +56,7 @@ class Captioner(nn.Module):
         embeddings: Any = language.get_input_embeddings()  # pyright: ignore[reportCallIssue]
         self.projector = Projector(dim, embeddings.embedding_dim, hidden)
         self.pool, self.start = pool, start
+        self.config = {"model_type": "captioner"}  # what Checkpoints ask of a module; sizes are in the parts' own configurations
 
     def cells(self, pixel_values: Tensor) -> Tensor:
         """What the tower sees: "batch 3 h w" to "batch cell dim". Constant while only the projector learns, so it may be kept."""
@@ -115,7 +116,7 @@ def caption_batch(captions: list[list[int]], prompt: list[int], end: int) -> tup
 
 
 def shorter(language: nn.Module, blocks: list[int], vocabulary: Tensor) -> nn.Module:
-    """A smaller language model out of a larger one of the Llama kind: these decoder blocks, in this order, and these rows of its token table.
+    """A smaller language model out of one of the Llama kind: these of its decoder blocks, and these rows of its token table.
 
     The weights are copies, and the result has to be trained before it says anything; it is a start, not a compressed model.
 
