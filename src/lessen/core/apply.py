@@ -19,8 +19,9 @@ import torch
 from torch import Tensor, nn
 
 from lessen.core.config import bias_groups, config_changes, unit_sizes
-from lessen.core.edit import Drop, Edit, Factor, Keep, Quantize, Replace
+from lessen.core.edit import Drop, Edit, Factor, Keep, Quantize, Replace, Resize
 from lessen.core.strict import strict
+from lessen.core.sizes import refresh, resized
 from lessen.core.trace import Shape, Traced, kept, renumbered, spoken_of, trace
 from lessen.errors import LessenError
 
@@ -63,7 +64,7 @@ def carry_out(tensor: Tensor, steps: Sequence[tuple[str, Edit]]) -> Tensor:
                 tensor = weight.to(tensor)
             case Factor(_, u, v):
                 tensor = (u @ v).to(tensor)
-            case Drop():
+            case Drop() | Resize():
                 pass
     return tensor
 
@@ -83,9 +84,7 @@ def apply(model: nn.Module, edits: Sequence[Edit], mode: Literal["slice", "mask"
     Raises:
         LessenError: an edit does not fit; the model is as it was.
     """
-    stored = dict(model.named_parameters())
-    by_id = {id(p): n for n, p in stored.items()}
-    tied = {n: by_id[id(p)] for n, p in model.named_parameters(remove_duplicate=False) if by_id[id(p)] != n}
+    stored, tied = _stored(model, edits)
     config = getattr(model, "config", None)
     settings = _settings(config)
     traced = trace({n: tuple(p.shape) for n, p in stored.items()}, edits, tied, tuple(bias_groups(settings).values()))
@@ -96,15 +95,29 @@ def apply(model: nn.Module, edits: Sequence[Edit], mode: Literal["slice", "mask"
     _try(config, changes)
     places = {name: tensor.place for name, tensor in traced.items()}
     tensors = {t.place: _after(stored, t) for t in traced.values() if t.steps or t.new}
-    attributes = list(_attributes(model, edits, places, changes))
+    attributes = [*_attributes(model, edits, places, changes), *resized(model, edits)]
     shorter = list(_shorter(model, traced, stored))
     _assign(model, tensors)
     for blocks, stay in shorter:
         _renumber(blocks, stay)
     for owner, key, value in attributes:
         setattr(owner, key, value)
+    for module in model.modules():
+        refresh(module)
     _configure(config, changes)
     return model
+
+
+def _stored(model: nn.Module, edits: Sequence[Edit]) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Parameters, and the buffers that edits name, each once; and by which name the others of a shared one are stored."""
+    named = {part.name for edit in edits if isinstance(edit, Keep) for part in edit.unit.slices}
+    tensors: list[tuple[str, Tensor]] = list(model.named_parameters(remove_duplicate=False))
+    tensors += [(name, buffer) for name, buffer in model.named_buffers(remove_duplicate=False) if name in named]
+    by_id: dict[int, str] = {}
+    for name, tensor in tensors:
+        by_id.setdefault(id(tensor), name)
+    stored = {name: tensor for name, tensor in tensors if by_id[id(tensor)] == name}
+    return stored, {name: by_id[id(tensor)] for name, tensor in tensors if by_id[id(tensor)] != name}
 
 
 def _settings(config: Any) -> dict[str, Any]:
@@ -126,7 +139,7 @@ def _try(config: Any, changes: Mapping[str, Any]) -> None:
         raise LessenError(type(config).__name__, got=f"{dict(changes)}", wanted="a configuration that it accepts", remedy=reason) from error
 
 
-def _before(stored: Mapping[str, nn.Parameter], tensor: Traced) -> Tensor:
+def _before(stored: Mapping[str, Tensor], tensor: Traced) -> Tensor:
     """The tensor before its steps; for a new bias, something of its dtype and device."""
     if tensor.new:
         weight = stored[f"{tensor.place.removesuffix('bias')}weight"].detach()
@@ -134,13 +147,13 @@ def _before(stored: Mapping[str, nn.Parameter], tensor: Traced) -> Tensor:
     return stored[tensor.place].detach()
 
 
-def _after(stored: Mapping[str, nn.Parameter], tensor: Traced) -> Tensor:
+def _after(stored: Mapping[str, Tensor], tensor: Traced) -> Tensor:
     """The tensor after its steps; on the meta device only its shape is worked out."""
     before = _before(stored, tensor)
     return before.new_empty(tensor.after) if before.is_meta else carry_out(before, tensor.steps)
 
 
-def _masked(stored: Mapping[str, nn.Parameter], traced: Mapping[str, Traced]) -> Iterator[tuple[str, Tensor]]:
+def _masked(stored: Mapping[str, Tensor], traced: Mapping[str, Traced]) -> Iterator[tuple[str, Tensor]]:
     """Changed tensors in their first shapes, zero where channels or blocks are gone."""
     for name in stored.keys() - {t.place for t in traced.values()}:
         yield name, torch.zeros_like(stored[name])
@@ -176,20 +189,23 @@ def _assign(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
         path, _, key = name.rpartition(".")
         owner = model.get_submodule(path)
         parameter = owner._parameters.get(key)
-        if parameter is None:
+        if key in owner._buffers:
+            _set_buffer(owner, key, tensor)
+        elif parameter is None:
             grad = next(owner.parameters()).requires_grad
             owner.register_parameter(key, nn.Parameter(tensor, requires_grad=grad))
         else:
             parameter.data = tensor
             parameter.grad = None
-    for module in model.modules():
-        weight = module._parameters.get("weight")
-        if weight is None:
-            continue
-        if isinstance(module, nn.Linear):
-            module.out_features, module.in_features = weight.shape
-        elif isinstance(module, nn.Embedding):
-            module.num_embeddings, module.embedding_dim = weight.shape
+
+
+def _set_buffer(owner: nn.Module, key: str, tensor: Tensor) -> None:
+    """Change a buffer in place, so that what shares it goes on sharing."""
+    buffer = owner._buffers[key]
+    if buffer is None or buffer.shape == tensor.shape:
+        owner._buffers[key] = tensor
+    else:
+        buffer.data = tensor
 
 
 def _attributes(
@@ -217,7 +233,7 @@ def _attributes(
 
 
 def _shorter(
-    model: nn.Module, traced: Mapping[str, Traced], stored: Mapping[str, nn.Parameter]
+    model: nn.Module, traced: Mapping[str, Traced], stored: Mapping[str, Tensor]
 ) -> Iterator[tuple[nn.ModuleList, list[nn.Module]]]:
     """Lists of blocks of which some are dropped, with those that stay."""
     places = {tensor.place for tensor in traced.values()}

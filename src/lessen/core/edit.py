@@ -61,6 +61,18 @@ class Drop:
     unit: Unit
 
 
+@dataclass(frozen=True)
+class Resize:
+    """Write a number that a module keeps for itself: `name` is "path.attribute", "path.attribute[i]" or "path.config.attribute".
+
+    A configuration object that modules share is copied for the one that is named. `before` is what must be there.
+    """
+
+    name: str
+    before: int
+    after: int
+
+
 class StoredQuantize(Quantize):
     """A `Quantize` whose codes stay on disk and are read every time they are looked at, so that a whole plan fits in memory."""
 
@@ -77,7 +89,7 @@ class StoredQuantize(Quantize):
             return _codes(file, index)
 
 
-Edit = Keep | Quantize | Replace | Factor | Drop
+Edit = Keep | Quantize | Replace | Factor | Drop | Resize
 
 
 def save_edits(path: Path, edits: Sequence[Edit]) -> None:
@@ -100,6 +112,8 @@ def save_edits(path: Path, edits: Sequence[Edit]) -> None:
             case Factor(name, u, v):
                 heads.append({"kind": "factor", "name": name})
                 tensors |= {f"{i}.u": u, f"{i}.v": v}
+            case Resize(name, before, after):
+                heads.append({"kind": "resize", "name": name, "before": before, "after": after})
             case Drop(unit):
                 heads.append({"kind": "drop", "unit": _unit_to_json(unit)})
     aside = path.with_suffix(".aside")
@@ -121,6 +135,8 @@ def load_edits(path: Path) -> list[Edit]:
                     edits.append(Replace(head["name"], file.get_tensor(f"{i}.weight")))
                 case "factor":
                     edits.append(Factor(head["name"], file.get_tensor(f"{i}.u"), file.get_tensor(f"{i}.v")))
+                case "resize":
+                    edits.append(Resize(head["name"], head["before"], head["after"]))
                 case _:
                     edits.append(Drop(_unit_from_json(head["unit"])))
     return edits
@@ -132,7 +148,7 @@ def _codes(file: Any, index: int) -> Codes:
 
 
 def _unit_to_json(unit: Unit) -> dict[str, Any]:
-    data = {k: getattr(unit, k) for k in ("name", "kind", "size", "block", "reason")}
+    data = {k: getattr(unit, k) for k in ("name", "kind", "size", "block", "reason", "normed", "complete")}
     data["slices"] = [_slice_to_json(s) for s in unit.slices]
     data["sizes"] = dict(unit.sizes)
     data["producer"] = _slice_to_json(unit.producer) if unit.producer else None
@@ -140,7 +156,7 @@ def _unit_to_json(unit: Unit) -> dict[str, Any]:
 
 
 def _slice_to_json(part: Slice) -> list[Any]:
-    return [part.name, part.axis, part.span, part.start]
+    return [part.name, part.axis, part.span, part.start, part.repeat, part.stride]
 
 
 def _unit_from_json(data: dict[str, Any]) -> Unit:
@@ -159,7 +175,7 @@ def same(a: Edit, b: Edit) -> bool:
             return a.name == b.name and torch.equal(a.weight, b.weight)
         case Factor(), Factor():
             return a.name == b.name and torch.equal(a.u, b.u) and torch.equal(a.v, b.v)
-        case Drop(), Drop():
+        case (Drop(), Drop()) | (Resize(), Resize()):
             return a == b
     return False
 

@@ -7,17 +7,20 @@ The rules of a list of edits:
     drops       blocks after a dropped one move up, and later edits use their new numbers: who drops several drops the last one first
     fused       slices of one unit along one axis of one tensor act at once; indices outside all of them stay
     biases      only a bias beside an existing weight may be new; a cut through a weight's outputs goes through its bias too
+    complete    units that a traced forward found name their biases and buffers themselves and may cross each other in one tensor (heads,
+                features of heads): Keeps of such units that follow each other all speak of the tensors before the first of them
     ties        an alias means the tensor that it shares
 """
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from lessen.core.edit import Drop, Edit, Factor, Keep, Quantize, Replace
+from lessen.core.edit import Drop, Edit, Factor, Keep, Quantize, Replace, Resize
+from lessen.core.unit import Slice, Unit
 from lessen.errors import LessenError
 
 Shape = tuple[int, ...]
@@ -65,7 +68,12 @@ def trace(
     """
     current = {name: Traced(name, shape, shape) for name, shape in shapes.items()}
     aliases = dict(tied or {})
-    for edit in edits:
+    for edit in _grouped(edits):
+        if isinstance(edit, Resize):
+            continue
+        if isinstance(edit, tuple):
+            _cut(current, aliases, edit)
+            continue
         if isinstance(edit, Drop):
             _check_drop(current, edit)
             current = {new: traced for name, traced in current.items() if (new := renumbered(name, edit)) is not None}
@@ -85,12 +93,54 @@ def trace(
     return current
 
 
+def _grouped(edits: Sequence[Edit]) -> Iterator[Edit | tuple[Keep, ...]]:
+    """The edits, with Keeps of complete units that act at once in one tuple; a unit that comes again starts the next."""
+    group: list[Keep] = []
+    for edit in edits:
+        joins = isinstance(edit, Keep) and edit.unit.complete
+        if group and (not joins or edit.unit.name in {keep.unit.name for keep in group}):
+            yield tuple(group)
+            group = []
+        if isinstance(edit, Keep) and edit.unit.complete:
+            group.append(edit)
+        else:
+            yield edit
+    if group:
+        yield tuple(group)
+
+
+def _cut(current: dict[str, Traced], aliases: Mapping[str, str], group: Sequence[Keep]) -> None:
+    """Let Keeps of complete units act at once: for every axis that they cut, one Keep of what is left of it."""
+    gone: dict[tuple[str, int], Tensor] = {}
+    for keep in group:
+        for part in keep.unit.slices:
+            name = aliases.get(part.name, part.name)
+            if name not in current:
+                remedy = "plan again on this model"
+                raise LessenError(part.name, got="a Keep edit", wanted="the name of a tensor of the model", remedy=remedy)
+            shape = current[name].after
+            _check_keep(part.name, shape, keep)
+            mask = gone.setdefault((name, part.axis), torch.zeros(shape[part.axis], dtype=torch.bool))
+            lost = torch.ones(keep.unit.size, dtype=torch.bool)
+            lost[keep.indices.cpu()] = False
+            mask[part.indices(keep.unit.size)[lost].flatten()] = True
+    for (name, axis), mask in gone.items():
+        before = current[name]
+        indices = (~mask).nonzero()[:, 0]
+        if not len(indices):
+            got = f"edits that leave nothing of axis {axis} of shape {before.after}"
+            raise LessenError(name, got=got, wanted="one index at least", remedy="ask for less")
+        unit = Unit(name, "channels", before.after[axis], (Slice(name, axis),), complete=True)
+        after = tuple(len(indices) if a == axis else size for a, size in enumerate(before.after))
+        current[name] = replace(before, after=after, steps=(*before.steps, (name, Keep(unit, indices))))
+
+
 def touched(edit: Edit) -> list[str]:
     """Names of the tensors that an edit (other than a Drop) speaks of, each once."""
     match edit:
         case Keep(unit):
             return list(dict.fromkeys(part.name for part in unit.slices))
-        case Drop():
+        case Drop() | Resize():
             return []
         case _:
             return [edit.name]
@@ -100,7 +150,8 @@ def spoken_of(name: str, edit: Edit) -> str | None:
     """The name under which an edit touches a tensor: its own, or its weight's if it is a bias; None if it does not."""
     names = touched(edit)
     weight = f"{name.removesuffix('.bias')}.weight"
-    return name if name in names else weight if isinstance(edit, Keep) and name.endswith(".bias") and weight in names else None
+    implied = isinstance(edit, Keep) and not edit.unit.complete and name.endswith(".bias") and weight in names
+    return name if name in names else weight if implied else None
 
 
 def kept(edit: Keep, name: str, shape: Shape) -> dict[int, Tensor]:
@@ -117,9 +168,9 @@ def kept(edit: Keep, name: str, shape: Shape) -> dict[int, Tensor]:
         # A bias that is spoken of by its weight's name has the first axis only.
         if part.name == name and part.axis < len(shape):
             mask = stay.setdefault(part.axis, torch.ones(shape[part.axis], dtype=torch.bool))
-            window = mask[part.start : part.start + edit.unit.size * part.span].view(edit.unit.size, part.span)
-            window.fill_(False)
-            window[edit.indices.cpu()] = True
+            places = part.indices(edit.unit.size)
+            mask[places.flatten()] = False
+            mask[places[edit.indices.cpu()].flatten()] = True
     return {axis: mask.nonzero()[:, 0] for axis, mask in stay.items()}
 
 
@@ -214,7 +265,8 @@ def _check_keep(name: str, shape: Shape, edit: Keep) -> None:
     if indices[0] < 0 or indices[-1] >= unit.size or bool((indices.diff() <= 0).any()):
         raise LessenError(unit.name, got="indices out of range or order", wanted=f"increasing numbers below {unit.size}")
     for part in unit.slices:
-        end = part.start + unit.size * part.span
+        stride = unit.size * part.span if part.stride is None else part.stride
+        end = part.start + (part.repeat - 1) * stride + unit.size * part.span
         if part.name == name and part.axis < len(shape) and end > shape[part.axis]:
             got = f"shape {shape} for {unit.size} channels of {part.span} on axis {part.axis}"
             raise LessenError(name, got=got, wanted=f"{end} indices there at least", remedy="plan again on this model")

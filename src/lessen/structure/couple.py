@@ -26,7 +26,7 @@ def couple(axes: Axes, dims: Dims) -> tuple[list[Unit], dict[Axis, str]]:
         dims: tensor name -> its axes, of the tensors that took part in the forward pass.
     """
     places = {leaf: at for leaf, at in _places(dims).items() if leaf.pin is None}
-    kinds = {leaf: _kind(leaf, dims, at) for leaf, at in places.items()}
+    kinds: dict[Axis, Kind] = {leaf: _kind(leaf, dims, at) for leaf, at in places.items()}
     names = _names({leaf: [name for name, _ in at] for leaf, at in places.items()}, kinds)
     return [_unit(axes, dims, leaf, at, names[leaf], kinds[leaf]) for leaf, at in places.items()], names
 

@@ -1,0 +1,109 @@
+"""Numbers that modules keep beside their tensors: those that PyTorch's own modules derive, and those that edits name.
+
+`refresh` reads the sizes of PyTorch's layers off their tensors. Everything else (`num_heads`, `all_head_size`, a split size) is code of
+the model's author; an edit `Resize` says which number becomes which.
+"""
+
+import copy
+import re
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from torch import nn
+
+from lessen.core.edit import Edit, Resize
+from lessen.errors import LessenError
+
+_PLACE = re.compile(r"(.*?)(?:\[(\d+)\])?")
+
+
+def refresh(module: nn.Module) -> None:
+    """Let a layer of PyTorch say the sizes that its tensors have."""
+    weight = module._parameters.get("weight")
+    if isinstance(module, nn.RNNBase):
+        _refresh_recurrent(module)
+    if weight is None:
+        return
+    if isinstance(module, nn.Linear):
+        module.out_features, module.in_features = weight.shape
+    elif isinstance(module, nn.Embedding | nn.EmbeddingBag):
+        module.num_embeddings, module.embedding_dim = weight.shape
+    elif isinstance(module, nn.modules.conv._ConvNd):
+        _refresh_convolution(module)
+    elif isinstance(module, nn.modules.batchnorm._NormBase):
+        module.num_features = len(weight)
+    elif isinstance(module, nn.GroupNorm):
+        module.num_channels = len(weight)
+    elif isinstance(module, nn.LayerNorm | nn.RMSNorm):
+        module.normalized_shape = tuple(weight.shape)
+    elif isinstance(module, nn.PReLU):
+        module.num_parameters = len(weight)
+    elif isinstance(module, nn.Bilinear):
+        module.out_features, module.in1_features, module.in2_features = weight.shape
+
+
+def _refresh_convolution(module: nn.modules.conv._ConvNd) -> None:
+    first, second = module.weight.shape[:2]
+    had_out = module.out_channels
+    if module.transposed:
+        module.in_channels, module.out_channels = first, second * module.groups
+        return
+    if module.groups == module.in_channels and module.groups > 1 and module.groups != first * module.groups // had_out:
+        module.groups = first * module.groups // had_out
+    module.out_channels, module.in_channels = first, second * module.groups
+
+
+def _refresh_recurrent(module: nn.RNNBase) -> None:
+    gates = {"LSTM": 4, "GRU": 3}.get(module.mode, 1)
+    weight = module._parameters.get("weight_ih_l0")
+    if weight is not None and (weight.shape[0] // gates, weight.shape[1]) != (module.hidden_size, module.input_size):
+        module.hidden_size, module.input_size = weight.shape[0] // gates, weight.shape[1]
+    module._flat_weights = [getattr(module, name, None) for name in module._flat_weights_names]
+
+
+def resized(model: nn.Module, edits: Sequence[Edit]) -> Iterator[tuple[Any, str, Any]]:
+    """What `Resize` edits set, as (object, attribute, value); a shared configuration is copied for the module that is named.
+
+    Raises:
+        LessenError: a module does not have the number that an edit speaks of.
+    """
+    copies: dict[tuple[int, str], Any] = {}
+    lists: dict[tuple[int, str], list[int]] = {}
+    for edit in edits:
+        if not isinstance(edit, Resize):
+            continue
+        place, index = _PLACE.fullmatch(edit.name).groups()  # pyright: ignore[reportOptionalMemberAccess]
+        owner, words, key = _owner(model, place, edit)
+        for word in words:
+            # What lies between a module and the number is a configuration, which others may share.
+            mine = copies.get((id(owner), word))
+            if mine is None:
+                mine = copies[id(owner), word] = copy.copy(getattr(owner, word))
+                yield owner, word, mine
+            owner = mine
+        value: Any = edit.after
+        if index is not None:
+            before = lists.setdefault((id(owner), key), list(getattr(owner, key)))
+            kind = type(getattr(owner, key))
+            _same(before[int(index)], edit)
+            before[int(index)] = edit.after
+            value = kind(before) if kind in (list, tuple) else tuple(before)
+        else:
+            _same(getattr(owner, key, None), edit)
+        yield owner, key, value
+
+
+def _owner(model: nn.Module, place: str, edit: Resize) -> tuple[Any, list[str], str]:
+    """The module of a place, the attributes on the way from it to the number, and the number's own attribute."""
+    module: nn.Module = model
+    words = place.split(".")
+    while len(words) > 1 and words[0] in module._modules and module._modules[words[0]] is not None:
+        module = module._modules[words.pop(0)]  # pyright: ignore[reportAssignmentType]
+    if not hasattr(module, words[0]):
+        raise LessenError(edit.name, got="no such attribute", wanted=f"the number {edit.before}", remedy="plan again on this model")
+    return module, words[:-1], words[-1]
+
+
+def _same(found: Any, edit: Resize) -> None:
+    if found != edit.before:
+        raise LessenError(edit.name, got=f"{found}", wanted=f"{edit.before} before the edit", remedy="plan again on this model")
