@@ -11,8 +11,9 @@ from pathlib import Path
 from benchmarks.assets import cache
 from lessen.errors import LessenError
 
-REQUIREMENTS = {"llm_compressor": "llmcompressor==0.14.0.1", "sign_round": "auto-round==0.16.1"}
+REQUIREMENTS = {"llm_compressor": "llmcompressor==0.14.0.1", "sign_round": "auto-round==0.16.1", "opencv": "opencv-python-headless==4.12.0.88"}
 TORCH = "torch==2.13.0"  # the version that lessen's constraints pin: one arithmetic for all
+ALONE = ("opencv",)  # what needs no torch
 
 
 def script(name: str) -> Path:
@@ -30,7 +31,7 @@ def python(name: str) -> Path:
     ready = folder / "ready"
     if not ready.exists():
         subprocess.run([sys.executable, "-m", "venv", "--clear", folder], check=True)
-        command = [folder / "bin/python", "-m", "pip", "install", "--quiet", TORCH, REQUIREMENTS[name]]
+        command = [folder / "bin/python", "-m", "pip", "install", "--quiet", *(() if name in ALONE else (TORCH,)), REQUIREMENTS[name]]
         done = subprocess.run(command, capture_output=True, text=True)
         if done.returncode:
             lines = done.stderr.strip().splitlines()

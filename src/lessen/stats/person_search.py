@@ -192,10 +192,10 @@ def _mat(path: Path, *names: str) -> Any:
         from scipy.io.matlab import MatReadError
     except ImportError as error:
         raise UsageError(str(path), got="no scipy", wanted="a reader of .mat files", remedy="pip install 'lessen[vision]'") from error
+    if not path.exists():
+        raise LessenError(str(path), got="no such file", wanted="the published layout", remedy="see lessen.stats.person_search")
     try:
         found = loadmat(path, squeeze_me=True, struct_as_record=False)
-    except FileNotFoundError as error:
-        raise LessenError(str(path), got="no such file", wanted="the published layout", remedy="see lessen.stats.person_search") from error
     except (MatReadError, ValueError, NotImplementedError) as error:
         raise LessenError(str(path), got="something that is no .mat file", wanted="one", remedy="unpack the archive again") from error
     for name in names:
