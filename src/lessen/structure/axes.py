@@ -298,9 +298,12 @@ class Axes:
         return all(self.unify(x, y) for x, y in zip(left, right, strict=True))
 
     def _unify_mixed(self, product: Axis, concat: Axis) -> bool:
-        pieces = self.cut(product, _bounds(parts(concat)))
-        if pieces is not None:
-            return all(self.unify(x, y) for x, y in zip(pieces, parts(concat), strict=True))
+        bounds = _bounds(parts(concat))
+        pieces = self.cut(product, bounds)
+        # Cutting may refine parts of the concatenation along, so that these, too, are asked for by their bounds.
+        others = self.cut(concat, bounds)
+        if pieces is not None and others is not None:
+            return all(self.unify(x, y) for x, y in zip(pieces, others, strict=True))
         first, *rest = factors(product)
         pair = self.factor(concat, first.size)
         return pair is not None and self.unify(first, pair[0]) and self.unify(self.join(rest), pair[1])

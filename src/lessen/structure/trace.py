@@ -122,16 +122,11 @@ def trace(
     [('0', 'channels', 8)]
     """
     modules = dict(model.named_modules())
-    watch = Watch({module: name for name, module in modules.items()}, rules or {})
+    watch = Watch({module: name for name, module in modules.items()}, rules or {}, freeze)
     tensors = _tensors(model)
     _check_freeze(freeze, [*modules, *tensors])
     with _untouched(model), remembered(model), _plain_kernels():
         dims, used = _run(model, watch, tensors, example_inputs)
-    for name, axes in dims.items():
-        for prefix in freeze:
-            if name == prefix or name.startswith(f"{prefix}.") or not prefix:
-                for axis in axes:
-                    watch.axes.pin(axis, f"{prefix or 'everything'} is frozen")
     live = {name: axes for name, axes in dims.items() if name in used}
     units, names = couple(watch.axes, live)
     found = [*units, *experts(live), *layers(watch.residual, freeze)]
@@ -194,6 +189,10 @@ def _run(model: nn.Module, watch: Watch, tensors: Mapping[str, Tensor], example:
         dims = {name: [watch.axes.leaf(n) for n in t.shape] for name, t in stand_ins.items()}
         for name, tensor in stand_ins.items():
             watch.name(tensor, dims[name], static=True)
+            for prefix in watch.freeze:
+                if f"{name}.".startswith(f"{prefix}.") or not prefix:
+                    for axis in dims[name]:
+                        watch.axes.pin(axis, f"{prefix or 'everything'} is frozen")
         _pass(model, watch, call, examples[0])
         used = {name for name, tensor in stand_ins.items() if id(tensor) in watch.touched}
         if len(examples) > 1:
@@ -261,7 +260,7 @@ def _call(model: nn.Module, watch: Watch, call: Callable[[], Any]) -> Any:
         raise
     except (DataDependentOutputException, DynamicOutputShapeException) as error:
         raise LessenError(
-            watch.module or where,
+            watch.failed or where,
             got=f"{error}, which depends on values, in a model traced without values",
             wanted="shapes and ways that do not depend on data",
             remedy="trace a small copy of the model with real weights on the CPU",
@@ -269,7 +268,7 @@ def _call(model: nn.Module, watch: Watch, call: Callable[[], Any]) -> Any:
     except Exception as error:
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
         remedy = "call the model with this example yourself; it must run in evaluation mode"
-        raise LessenError(watch.module or where, got=reason, wanted="a model that runs on its example", remedy=remedy) from error
+        raise LessenError(watch.failed or where, got=reason, wanted="a model that runs on its example", remedy=remedy) from error
 
 
 def _fake(mode: FakeTensorMode, tensor: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ A second mode sits above the first, at the level of Python calls, and writes dow
 find where those numbers come from.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -28,6 +28,7 @@ from lessen.errors import LessenError
 from lessen.structure.axes import Axes, Axis, describe, pinned
 from lessen.structure.rules import RULES, Call, Rule, elementwise, is_pointwise
 from lessen.structure.rules.call import Book
+from lessen.structure.sizes import Size, shape_of
 
 
 @dataclass(frozen=True)
@@ -56,25 +57,32 @@ class Watch(Book):
 
     Attributes:
         axes: where axes are made.
-        ran: paths of modules in the order in which they were entered.
-        operations: (module, operation) in order.
-        flows: for every module that ran, the axes of its first input and first output tensors.
+        ran: paths of modules in the order in which they were first entered.
+        operations: (module, operation), each once.
+        failed: path of the module that was running when a pass ended in an exception.
+        inputs: ids of the tensors that the model was called with.
+        residual: blocks of a `ModuleList` whose output is something that came in, plus something.
     """
 
-    def __init__(self, names: Mapping[nn.Module, str], rules: Mapping[str, Rule]):
+    def __init__(self, names: Mapping[nn.Module, str], rules: Mapping[str, Rule], freeze: Sequence[str] = ()):
         self.axes = Axes()
         self.rules = {**RULES, **rules}
-        self.names = names
+        self.names, self.freeze = names, freeze
+        self.failed = ""
+        self.blocks = {path for module, path in names.items() if _is_block(module, path, names)}
         self.stack: list[str] = []
-        self.ran: list[str] = []
-        self.operations: list[tuple[str, str]] = []
-        self.flows: dict[str, tuple[list[Axis], list[Axis]]] = {}
+        self.ran: dict[str, None] = {}
+        self.operations: dict[tuple[str, str], None] = {}
+        self.inputs: set[int] = set()
+        self.residual: dict[str, None] = {}
         self.notes: dict[str, None] = {}
         self.sites: list[Site] = []
         self.touched: set[int] = set()
         self._of: WeakIdKeyDictionary = WeakIdKeyDictionary()
         self._static: WeakIdKeyDictionary = WeakIdKeyDictionary()
         self._memory: dict[int, list[Tensor]] = {}
+        self._lines: WeakIdKeyDictionary = WeakIdKeyDictionary()
+        self._clock = 0
 
     @property
     def module(self) -> str:
@@ -103,6 +111,29 @@ class Watch(Book):
         """Whether the tensor is made of parameters and buffers alone."""
         return bool(self._static.get(tensor, False))
 
+    def is_input(self, tensor: Tensor) -> bool:
+        """Whether the tensor is an input of the model."""
+        return id(tensor) in self.inputs
+
+    def _line(self, tensor: Tensor) -> frozenset[int]:
+        """Serial numbers of the activations that the tensor is a sum of, its own included."""
+        found = self._lines.get(tensor)
+        if found is None:
+            self._clock += 1
+            found = self._lines[tensor] = frozenset() if self.is_static(tensor) else frozenset([self._clock])
+        return found
+
+    def _descend(self, call: Call, outs: Sequence[Tensor]) -> None:
+        """Follow the residual stream: sums, and the same elements in another form."""
+        line: frozenset[int] = frozenset()
+        if call.name in _SUMS:
+            line = line.union(*(self._line(t) for t in call.tensors()))
+        elif call.name in _FORMS:
+            line = self._line(call["self"])
+        for tensor in outs:
+            self._clock += 1
+            self._lines[tensor] = line | {self._clock}
+
     def _alias(self, tensor: Tensor) -> list[Axis] | None:
         """Another tensor object over a parameter's memory (`weight.data`)."""
         for known in self._memory.get(_memory(tensor), []):
@@ -116,7 +147,7 @@ class Watch(Book):
         self.axes.cause = f"{func._schema.name.rpartition('::')[2].strip('_')} in {self.module or 'the model'}"
         outs = [t for t in (out if isinstance(out, list | tuple) else [out]) if isinstance(t, Tensor)]
         call = Call(func, args, kwargs, out, self)
-        self.operations.append((self.module, call.name))
+        self.operations[self.module, call.name] = None
         tensors = call.tensors()
         self.touched |= {id(t) for t in tensors}
         if not outs:
@@ -130,6 +161,8 @@ class Watch(Book):
         static = bool(tensors) and all(self.is_static(t) for t in tensors)
         for tensor, row in zip(outs, rows, strict=True):
             self._enter(call, tensor, row, static)
+        if not static:
+            self._descend(call, outs)
 
     def _enter(self, call: Call, tensor: Tensor, row: list[Axis], static: bool) -> None:
         shape = tuple(tensor.shape)
@@ -142,7 +175,7 @@ class Watch(Book):
             )
         row = [a if a.size == n else self.axes.leaf(n) for a, n in zip(row, shape, strict=True)]
         before = self._of.get(tensor)
-        if before is not None and len(before) == len(row):
+        if before is not None and call.name not in _REFORMED:
             for old, new in zip(before, row, strict=True):
                 self.axes.unify(old, new)
             self._static[tensor] = static and self.is_static(tensor)
@@ -151,12 +184,16 @@ class Watch(Book):
             self._static[tensor] = static
 
     def _unknown(self, call: Call, tensors: Sequence[Tensor], outs: Sequence[Tensor]) -> Any:
+        frozen = next((name for name in self.freeze if f"{self.module}.".startswith(f"{name}.") or not name), None)
+        if frozen is not None:
+            for axis in (axis for tensor in tensors for axis in self.axes_of(tensor)):
+                self.axes.pin(axis, f"{call.name} in {self.module} has no rule, and {frozen or 'everything'} is frozen")
         if any(not pinned(axis) for tensor in tensors for axis in self.axes_of(tensor)):
             raise LessenError(
                 f"{call.name} in {self.module or 'the model'}",
                 got="an operation without a rule",
                 wanted="to know which axes of its outputs are axes of its inputs",
-                remedy=f"pass freeze={[self.module]} to leave it alone, or a rule: rules={{{call.name!r}: lambda call: call.of('self')}}",
+                remedy=(f"pass freeze={[self.module]} to leave it alone, or " if self.module else "pass ") + _RULE.format(call.name),
             )
         self.notes[f"{call.name} in {self.module or 'the model'} has no rule; all that it touches was held already"] = None
         axes = [[call.fixed(n, "has no rule") for n in t.shape] for t in outs]
@@ -165,21 +202,27 @@ class Watch(Book):
     @contextmanager
     def following(self) -> Any:
         """Know which module is running, by hooks that every module shares and that are taken away again."""
+        since: list[int] = []
 
         def enter(module: nn.Module, args: Any) -> None:
             path = self.names.get(module)
             self.stack.append(self.module if path is None else path)
+            for tensor in tensors_in(args):
+                self._line(tensor)
+            since.append(self._clock)
+            self.failed = self.module
             if path is not None:
-                self.ran.append(path)
+                self.ran[path] = None
 
         def leave(module: nn.Module, args: Any, out: Any) -> None:
             if not self.stack:
                 return
-            self.stack.pop()
-            path = self.names.get(module)
-            first, last = first_tensor(args), first_tensor(out)
-            if path is not None and path not in self.flows and last is not None and first is not None:
-                self.flows[path] = (list(self.axes_of(first)), list(self.axes_of(last)))
+            path, start = self.stack.pop(), since.pop()
+            if out is not None:
+                self.failed = self.module
+            last = next(tensors_in(out), None)
+            if path in self.blocks and last is not None and any(0 < serial <= start for serial in self._line(last)):
+                self.residual[path] = None
 
         with ExitStack() as stack:
             stack.callback(register_module_forward_pre_hook(enter).remove)
@@ -189,15 +232,30 @@ class Watch(Book):
             yield
 
 
-def first_tensor(value: Any) -> Tensor | None:
-    """The first tensor in nested tuples, lists and mappings."""
+def tensors_in(value: Any) -> Iterator[Tensor]:
+    """Every tensor in nested tuples, lists and mappings, in order."""
     if isinstance(value, Tensor):
-        return value
-    if isinstance(value, Mapping):
-        value = list(value.values())
-    if isinstance(value, list | tuple):
-        return next((t for v in value if (t := first_tensor(v)) is not None), None)
-    return None
+        yield value
+    elif isinstance(value, Mapping):
+        for v in value.values():
+            yield from tensors_in(v)
+    elif isinstance(value, list | tuple):
+        for v in value:
+            yield from tensors_in(v)
+
+
+_REFORMED = frozenset(f"aten.{name}_" for name in ("transpose", "t", "squeeze", "unsqueeze", "as_strided", "swapaxes", "set", "resize"))
+"""In-place operations that give their tensor another shape."""
+_RULE = "a rule: rules={{{!r}: lambda call: call.of('self')}} if the output has the axes of its first argument"
+_SUMS = frozenset(("aten.add", "aten.add_"))
+_FORMS = frozenset(
+    f"aten.{name}" for name in ("view", "_unsafe_view", "clone", "_to_copy", "permute", "transpose", "unsqueeze", "squeeze", "alias")
+)
+
+
+def _is_block(module: nn.Module, path: str, names: Mapping[nn.Module, str]) -> bool:
+    parent, _, number = path.rpartition(".")
+    return number.isdigit() and any(isinstance(m, nn.ModuleList) and p == parent and len(m) > 1 for m, p in names.items())
 
 
 def _memory(tensor: Tensor) -> int:
@@ -231,6 +289,9 @@ def _composite(func: Any) -> bool:
     return func.has_kernel_for_dispatch_key(torch._C.DispatchKey.CompositeImplicitAutograd)
 
 
+_SHAPE = torch.Tensor.shape.__get__  # pyright: ignore[reportAttributeAccessIssue]
+
+
 class _Calls(TorchFunctionMode):
     """Python calls that are given sizes as numbers."""
 
@@ -242,6 +303,12 @@ class _Calls(TorchFunctionMode):
         kwargs = kwargs or {}
         out = func(*args, **kwargs)
         name = getattr(func, "__name__", "")
+        if name in ("__get__", "size") and (func == _SHAPE or func == torch.Tensor.size):
+            axes = self.watch.axes_of(args[0])
+            if isinstance(out, torch.Size):
+                return shape_of(out, axes)
+            dim = kwargs.get("dim", args[1] if len(args) > 1 else None)
+            return Size(out, axes[dim]) if isinstance(dim, int) else out
         note = _NOTES.get(name)
         if note is not None:
             for sizes, axes in note(self.watch, args, kwargs, out):
@@ -255,7 +322,7 @@ Found = list[tuple[list[int], list[Axis]]]
 
 def _numbers(values: Sequence[Any]) -> list[int]:
     flat = values[0] if len(values) == 1 and isinstance(values[0], list | tuple) else values
-    return [int(v) if isinstance(v, int) and not isinstance(v, bool) else -1 for v in flat]
+    return [v if isinstance(v, int) and not isinstance(v, bool) else -1 for v in flat]
 
 
 def _whole_shape(watch: Watch, args: Any, kwargs: Any, out: Any) -> Found:

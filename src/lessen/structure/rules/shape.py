@@ -92,7 +92,7 @@ def unsqueeze(call: Call) -> list[Axis]:
 def squeeze(call: Call) -> list[Axis]:
     """Dimensions of 1 fewer."""
     axes = call.of("self")
-    gone = {d for d in call.dims("dim") if axes and axes[d].size == 1}
+    gone = {d for d in call.dims("dim", len(axes)) if axes and axes[d].size == 1}
     return [a for d, a in enumerate(axes) if d not in gone]
 
 
