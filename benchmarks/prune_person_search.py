@@ -16,6 +16,7 @@ differs, and for SAMP-style the loss of the training: AdaptiveOIM instead of OIM
 Figures of every row: AP and recall of detection, mAP and top-1 of search, before and after the training.
 """
 
+import copy
 import hashlib
 import json
 import statistics
@@ -149,7 +150,7 @@ def _pruned(found: Trained, method: str, percent: int, variant: str | None = Non
     smaller, sizes = _smaller(found, method, percent, VARIANTS[variant] if variant else {})
     pruning = time.process_time()
     before = training.score(smaller, found.data)
-    oim = AdaptiveOIM(found.oim) if adaptive else _copy(found.oim)
+    oim = AdaptiveOIM(found.oim) if adaptive else copy.deepcopy(found.oim)
     plan = found.plan
     training.train(
         smaller, training.Tasks(oim), found.data, steps=plan.recovery, batch=plan.batch, rate=plan.recovery_rate, seed=found.seed + 1
@@ -160,12 +161,6 @@ def _pruned(found: Trained, method: str, percent: int, variant: str | None = Non
 
 def _cost(started: float) -> Row:
     return {"cpu_seconds": round(time.process_time() - started, 1)}
-
-
-def _copy(oim: OIM) -> OIM:
-    made = OIM(*oim.prototypes.shape, len(oim.queue), oim.scale, oim.momentum)
-    made.load_state_dict(oim.state_dict())
-    return made
 
 
 def _smaller(found: Trained, method: str, percent: int, options: dict[str, Any]) -> tuple[nn.Module, Row]:
@@ -186,7 +181,14 @@ def _smaller(found: Trained, method: str, percent: int, options: dict[str, Any])
     }
     to = f"{percent}% macs"
     made = lessen.prune(
-        found.net, found.example, batches, method=replace(chosen[method], **options), to=to, losses=ask, units=found.structure, time_it=False
+        found.net,
+        found.example,
+        batches,
+        method=replace(chosen[method], **options),
+        to=to,
+        losses=ask,
+        units=found.structure,
+        time_it=False,
     )
     return made.model, _sizes(made)
 

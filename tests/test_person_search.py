@@ -1,6 +1,7 @@
 """The person-search network, its losses, its data and its figures, held against cases worked out by hand."""
 
 import math
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -297,7 +298,7 @@ def cells(*items: object) -> np.ndarray:
     return column
 
 
-def records(*rows: dict[str, object]) -> np.ndarray:
+def records(*rows: Mapping[str, object]) -> np.ndarray:
     """A MATLAB struct array."""
     made = np.empty((1, len(rows)), dtype=[(name, object) for name in rows[0]])
     for place, row in enumerate(rows):

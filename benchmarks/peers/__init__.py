@@ -11,7 +11,11 @@ from pathlib import Path
 from benchmarks.assets import cache
 from lessen.errors import LessenError
 
-REQUIREMENTS = {"llm_compressor": "llmcompressor==0.14.0.1", "sign_round": "auto-round==0.16.1", "opencv": "opencv-python-headless==4.12.0.88"}
+REQUIREMENTS = {
+    "llm_compressor": "llmcompressor==0.14.0.1",
+    "sign_round": "auto-round==0.16.1",
+    "opencv": "opencv-python-headless==4.12.0.88",
+}
 TORCH = "torch==2.13.0"  # the version that lessen's constraints pin: one arithmetic for all
 ALONE = ("opencv",)  # what needs no torch
 

@@ -28,9 +28,9 @@ def main(video: str, out: str, every: int, scale: float) -> None:
         regions += [[number, *(v * scale for v in box)] for box in unknown]
         size = (round(frame.shape[1] * scale), round(frame.shape[0] * scale))
         small.append(cv2.cvtColor(cv2.resize(frame, size, interpolation=cv2.INTER_AREA), cv2.COLOR_BGR2RGB))
-    arrays = {"boxes": np.array(boxes, np.float32).reshape(-1, 5), "regions": np.array(regions, np.float32).reshape(-1, 5)}
+    rows, others = (np.array(found, np.float32).reshape(-1, 5) for found in (boxes, regions))
     aside = Path(out).with_suffix(".aside.npz")
-    np.savez_compressed(aside, frames=np.stack(small), **arrays)
+    np.savez_compressed(aside, frames=np.stack(small), boxes=rows, regions=others)
     aside.replace(out)
 
 

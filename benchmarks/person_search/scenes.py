@@ -54,7 +54,7 @@ def looks(random: np.random.Generator) -> Looks:
     return Looks(colours.clip(0.02, 0.98), int(random.integers(4)), float(random.uniform(0.42, 0.52)), bool(random.random() < 0.2), bag)
 
 
-def dataset(seed: int, sizes: Sizes = Sizes()) -> PersonSearch:  # noqa: B008  (frozen)
+def dataset(seed: int, sizes: Sizes = Sizes()) -> PersonSearch:
     """A data set whose test people and backgrounds are none of those of its training part."""
     random = np.random.default_rng([seed, 20231])
     pixels: dict[str, Tensor] = {}

@@ -60,7 +60,7 @@ def _by_frame(rows: np.ndarray, count: int) -> list[Tensor]:
 def tracklets(boxes: list[Tensor]) -> list[Tensor]:
     """For every frame, int64 "box": the number of its tracklet.
 
-    >>> here, moved, away = torch.tensor([[0.0, 0.0, 9.0, 9.0]]), torch.tensor([[1.0, 0.0, 10.0, 9.0]]), torch.tensor([[50.0, 0.0, 60.0, 9.0]])
+    >>> here, moved, away = (torch.tensor([[x, 0.0, x + 9, 9.0]]) for x in (0.0, 1.0, 50.0))
     >>> [numbers.tolist() for numbers in tracklets([here, moved, torch.cat([away, moved])])]
     [[0], [0], [1, 0]]
     """
