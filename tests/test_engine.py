@@ -51,6 +51,15 @@ def test_no_block_is_worse_than_rtn(tmp_path):
         assert record.candidates[record.method] == min(record.candidates.values())
 
 
+def test_what_a_block_adds_is_told_apart_from_what_it_inherits(tmp_path):
+    methods = [Select((GPTQ(bits=2, group=16), RTN(bits=8, group=16)))]
+    found = {record.block: record for record in planned(tmp_path, methods, checkpoint(num_hidden_layers=3)).records}
+    assert found[0].own == pytest.approx(found[0].candidates, rel=1e-4)  # nothing inherited: the same distance in another order of sums
+    wide = next(name for name in found[2].own if "bits=8" in name)
+    assert found[2].own.keys() == found[2].candidates.keys()
+    assert found[2].own[wide] < 0.5 * found[2].candidates[wide], "8 bits add almost nothing to the drift of two blocks"
+
+
 def test_every_linear_of_every_block_is_quantized_once(tmp_path):
     source = checkpoint()
     plan = planned(tmp_path, [GPTQ(**GRID)], source)

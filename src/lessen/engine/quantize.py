@@ -136,7 +136,7 @@ class BlockPass:
         for method in methods:
             best = trial.best(candidates(method), lambda m: self._decide(m, index, inputs, weights, stats))
             edits += best.edits
-            records += [_record(e, index, best.method, error=best.error, candidates=best.errors) for e in best.edits]
+            records += [_record(e, index, best.method, error=best.error, candidates=best.errors, own=best.own) for e in best.edits]
         linear_errors = _linear_errors(stream, block, index, inputs, weights, edits, streams.heldout)
         trial.put(edits)
         after = Streams(original, advance(stream, block, index, streams.compressed), target, advance(stream, block, index, streams.heldout))
@@ -175,6 +175,7 @@ class _Best:
     edits: list[Edit]
     error: float
     errors: dict[str, float]
+    own: dict[str, float]
 
 
 @dataclass
@@ -198,15 +199,20 @@ class _Trial:
     def best(self, methods: Sequence[Method], decide: Any) -> _Best:
         """The candidate with the smallest held-out error; the first one on a tie."""
         tried: list[_Best] = []
+        own: dict[str, float] = {}
+        untouched = advance(self.stream, self.block, self.index, self.heldout)  # the block is as it was: only the inputs have drifted
         for method in methods:
             edits = decide(method)
             self.put(edits)
-            error = relative_error(advance(self.stream, self.block, self.index, self.heldout), self.target)
-            tried.append(_Best(method, edits, error, {}))
+            output = advance(self.stream, self.block, self.index, self.heldout)
+            error = relative_error(output, self.target)
+            if error == error:
+                own[describe(method)] = relative_error(output, untouched)
+            tried.append(_Best(method, edits, error, {}, {}))
         self.put([])
         finite = [t for t in tried if t.error == t.error] or tried
         best = min(finite, key=lambda t: t.error)
-        return _Best(best.method, best.edits, best.error, {describe(t.method): t.error for t in tried if t.error == t.error})
+        return _Best(best.method, best.edits, best.error, {describe(t.method): t.error for t in tried if t.error == t.error}, own)
 
 
 def _maker(methods: Sequence[Method], edit: Edit) -> Method:
