@@ -93,11 +93,11 @@ def accepts(model: nn.Module) -> set[str]:
     return set(inspect.signature(model.forward).parameters)
 
 
-def run(model: nn.Module, inputs: dict[str, Any], seed: int = 0) -> list[torch.Tensor]:
+def run(model: nn.Module, inputs: Any, seed: int = 0) -> list[torch.Tensor]:
     """Every floating-point tensor of a model's answer, in order; what it draws at random is drawn alike every time."""
     torch.manual_seed(seed)
     with torch.no_grad():
-        return tensors(model(**inputs))
+        return tensors(model(**inputs) if isinstance(inputs, dict) else model(inputs))
 
 
 def tensors(answer: Any) -> list[torch.Tensor]:

@@ -1,0 +1,192 @@
+"""Structured pruning of every architecture that can be built tiny: lessen and Torch-Pruning on the same models, judged alike.
+
+Each model runs in a forked process. Of every unit that is found a quarter of the channels goes, the smallest by magnitude. Right means:
+traced, at least a tenth of the parameters gone, runs, equals the masked model in float64 (norms over the channels that are left), tied
+weights tied, layers describe their tensors, saved and reloaded. A clear error is no success, but it is no harm either: "silently wrong"
+is a smaller model that was handed out and is not right. Seconds are of the processor.
+"""
+
+import copy
+import os
+import signal
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from benchmarks.harness import Goal, Row, Session, at_least, at_most
+
+RATIO = 0.25
+SECONDS = 25.0  # of the processor, per engine and model
+SMOKE = ("cnn/resnet", "causal_lm/mistral")
+
+
+def rows(session: Session) -> Iterator[Row | None]:
+    """One row per model, families taken in turn, so that a run that is cut short has seen all of them."""
+    import torch
+
+    torch.set_num_threads(1)
+    from benchmarks.zoo import hub
+    from benchmarks.zoo.pool import forked
+
+    hub.warm_up()
+    for name, make in models().items():
+        if not session.smoke or name in SMOKE:
+            yield session.row(
+                name, lambda name=name, make=make: {"family": name.split("/")[0]} | forked(partial(_measure, name, make), 600)
+            )
+
+
+def models() -> dict[str, Callable[[], tuple[Any, Any]]]:
+    """name -> (model, inputs), families in turn."""
+    from benchmarks.zoo import cnn, hub
+
+    listed: dict[str, list[tuple[str, Callable[[], tuple[Any, Any]]]]] = {"cnn": [(f"cnn/{n}", partial(_own, n)) for n in cnn.ZOO]}
+    for name, (kind, class_name) in hub.names().items():
+        listed.setdefault(name.split("/")[0], []).append((name, partial(_hub, name, kind, class_name)))
+    longest = max(len(part) for part in listed.values())
+    # Long families in proportion: place k of n stands at k / n of the way.
+    order = sorted(
+        (k / len(part), i, name, make) for i, part in enumerate(listed.values()) for k, (name, make) in enumerate(part) if longest
+    )
+    return {name: make for _, _, name, make in order}
+
+
+def _own(name: str) -> tuple[Any, Any]:
+    import torch
+
+    from benchmarks.zoo import cnn, hub
+
+    make, example = cnn.ZOO[name]
+    torch.manual_seed(0)
+    return hub.disturb(make().double().eval()), example()
+
+
+def _hub(name: str, kind: str, class_name: str) -> tuple[Any, Any]:
+    from benchmarks.zoo import hub, inputs
+
+    model = hub.build(kind, class_name)
+    failure: Exception | None = None
+    for example in inputs.candidates(model, name.split("/")[0]):
+        try:
+            if hub.run(model, example):
+                return model, example
+        except Exception as error:
+            failure = failure or error
+    raise failure or ValueError("no output")
+
+
+def _measure(name: str, make: Callable[[], tuple[Any, Any]]) -> Row:
+    """Both engines on one model; {"unbuilt": why} if the rules do not build it."""
+    try:
+        model, example = _limited(make)
+    except Exception as error:
+        return {"unbuilt": f"{type(error).__name__}: {error}"[:200]}
+    count = sum(p.numel() for p in model.parameters())
+    row: Row = {"class": type(model).__name__, "parameters": count}
+    row["lessen"] = _verdict(partial(_lessen, name, model, example), model, example)
+    row["torch_pruning"] = _verdict(partial(_peer, model, example), model, example)
+    return row
+
+
+def _verdict(cut: Callable[[], Any], model: Any, example: Any) -> Row:
+    """Cut and judge: {"verdict": "right" | "wrong" | "error"}; wrong means that a model was handed out."""
+    from benchmarks.zoo.judge import Wrong, judge
+
+    start = time.process_time()
+    try:
+        smaller = _limited(cut)
+    except Exception as error:
+        return {"verdict": "error", "why": f"{type(error).__name__}: {error}"[:400], "cpu_seconds": round(time.process_time() - start, 2)}
+    seconds = round(time.process_time() - start, 2)
+    try:
+        return {"verdict": "right", "cpu_seconds": seconds} | _limited(lambda: judge(model, smaller, example))
+    except Wrong as error:
+        return {"verdict": "wrong", "silent": error.silent, "why": str(error)[:400], "cpu_seconds": seconds}
+    except Exception as error:
+        return {"verdict": "wrong", "silent": False, "why": f"{type(error).__name__}: {error}"[:400], "cpu_seconds": seconds}
+
+
+def _limited(work: Callable[[], Any]) -> Any:
+    """What `work` returns, or TimeoutError after `SECONDS` of processor time."""
+
+    def late(*_: Any) -> None:
+        raise TimeoutError(f"more than {SECONDS:g} s of processor time")
+
+    before = signal.signal(signal.SIGPROF, late)
+    signal.setitimer(signal.ITIMER_PROF, SECONDS)
+    try:
+        return work()
+    finally:
+        signal.setitimer(signal.ITIMER_PROF, 0)
+        signal.signal(signal.SIGPROF, before)
+
+
+def _lessen(name: str, model: Any, example: Any) -> Any:
+    """Trace, decide, prove, save and reload; the reloaded model."""
+    import torch
+
+    from benchmarks.zoo.hub import run
+    from lessen.core.edit import Keep
+    from lessen.models import pruned
+    from lessen.structure.check import check
+    from lessen.structure.resize import expressible, resizes
+    from lessen.structure.trace import trace
+
+    structure = expressible(model, trace(model, example))
+    tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    keeps = []
+    for unit in structure.units:
+        gone = int(unit.size * RATIO)
+        if gone and unit.kind != "head_dim":
+            scores = torch.zeros(unit.size, dtype=torch.float64)
+            for part in unit.slices:
+                rows = tensors[part.name].detach().double().movedim(part.axis, 0)[part.indices(unit.size)]
+                scores += rows.square().flatten(1).sum(1)
+            keeps.append(Keep(unit, scores.argsort()[gone:].sort().values))
+    edits = resizes(model, structure, keeps)
+    smaller = check(model, edits, example)
+    family, _, short = name.partition("/")
+    with tempfile.TemporaryDirectory() as folder:
+        made_by = f"benchmarks.prune_coverage:make_{short}" if family == "cnn" else None
+        pruned.save(smaller, edits, Path(folder) / "saved", made_by)
+        reloaded = pruned.load(Path(folder) / "saved")
+    if getattr(model, "_can_set_experts_implementation", lambda: False)():
+        reloaded.set_experts_implementation("eager")  # pyright: ignore[reportCallIssue]
+    if any(not torch.equal(a, b) for a, b in zip(run(smaller, example), run(reloaded, example), strict=True)):
+        raise AssertionError("the reloaded model gives other outputs")
+    return reloaded
+
+
+def __getattr__(name: str) -> Callable[[], Any]:
+    """`make_NAME`: the factory of a network of our own, by which a saved one is made again."""
+    if name.startswith("make_"):
+        return lambda: _own(name.removeprefix("make_"))[0]
+    raise AttributeError(name)
+
+
+def _peer(model: Any, example: Any) -> Any:
+    from benchmarks.peers import torch_pruning_peer
+
+    return torch_pruning_peer.prune(copy.deepcopy(model), example)
+
+
+def goals(rows: Sequence[Row]) -> list[Goal]:
+    """What was promised, of the models that could be built."""
+    built = [row for row in rows if "lessen" in row]
+    families: dict[str, list[bool]] = {}
+    for row in built:
+        families.setdefault(row["family"], []).append(row["lessen"]["verdict"] == "right")
+    share = 100 * sum(map(sum, families.values())) / len(built) if built else None
+    silent = sum(row["lessen"]["verdict"] == "wrong" and row["lessen"].get("silent", False) for row in built)
+    found = [at_least("pruned rightly, all models", share, 97, " %")]
+    found += [at_least(f"pruned rightly, {name}", 100 * sum(part) / len(part), 90, " %") for name, part in families.items()]
+    found.append(at_most("silently wrong", float(silent) if built else None, 0))
+    peers = [row["torch_pruning"]["verdict"] == "right" for row in built if "torch_pruning" in row]
+    found.append(Goal("Torch-Pruning on the same models", f"{sum(peers)} of {len(peers)}", "for comparison", True if peers else None))
+    return found
+
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")

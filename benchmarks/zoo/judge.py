@@ -1,0 +1,110 @@
+"""Whether a cut was carried out rightly, judged from the two models alone, whoever made it.
+
+All weights are random and distinct, so the values say which rows and columns of each tensor are left. Zeroing the others in the
+original must give the same outputs; norms count the channels that are left (see `lessen.structure.check.KeptNorms`).
+"""
+
+import copy
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from benchmarks.zoo.hub import run
+from lessen.errors import LessenError
+from lessen.structure.check import KeptNorms, cut_sizes, described
+
+TOLERANCE = 1e-6
+REMOVED = 0.10
+
+
+class Wrong(Exception):
+    """What is not right about a cut, as a sentence; `silent` if nothing would have told the user."""
+
+    def __init__(self, why: str, silent: bool = False):
+        super().__init__(why)
+        self.silent = silent
+
+
+def judge(original: nn.Module, smaller: nn.Module, inputs: Any) -> dict[str, Any]:
+    """Figures of a cut that is right.
+
+    Raises:
+        Wrong: it is not.
+    """
+    before, after = _count(original), _count(smaller)
+    try:
+        found = run(smaller, inputs)
+    except Exception as error:
+        raise Wrong(f"does not run: {type(error).__name__}: {error}"[:300]) from error
+    masked = copy.deepcopy(original)
+    _mask(masked, smaller)
+    with KeptNorms(cut_sizes(dict(original.named_parameters()), dict(smaller.named_parameters()))):
+        wanted = run(masked, inputs)
+    if len(found) != len(wanted) or found[0].shape != wanted[0].shape:
+        raise Wrong("the shape of the output changed", silent=True)
+    pairs = [(a, b) for a, b in zip(found, wanted, strict=True) if a.shape == b.shape and a.numel()]
+    if not all(bool(a.isfinite().eq(b.isfinite()).all()) for a, b in pairs):
+        raise Wrong("outputs are not finite", silent=True)
+    worst = max((float(torch.nan_to_num(a - b).abs().max()) / max(1.0, float(torch.nan_to_num(b).abs().max())) for a, b in pairs), default=1.0)
+    if worst > TOLERANCE:
+        raise Wrong(f"differs from the masked model by {worst:.2g}", silent=True)
+    _tied(original, smaller)
+    try:
+        described(copy.deepcopy(smaller))
+    except LessenError as error:
+        raise Wrong(f"attributes: {error}") from error
+    removed = 1 - after / before
+    if removed < REMOVED:
+        raise Wrong(f"only {removed:.1%} of the parameters removed")
+    return {"removed": round(removed, 3), "difference": float(f"{worst:.2g}")}
+
+
+def _count(model: nn.Module) -> int:
+    return sum(p.numel() for p in model.parameters())
+
+
+def _mask(masked: nn.Module, smaller: nn.Module) -> None:
+    """Zero what the smaller model lacks."""
+    own = dict(smaller.named_parameters(remove_duplicate=False))
+    for name, parameter in masked.named_parameters():
+        if name not in own:
+            raise Wrong(f"{name} is gone")
+        kept = indices(parameter.detach(), own[name].detach(), name)
+        mask = torch.zeros_like(parameter)
+        mask[torch.meshgrid(*kept, indexing="ij")] = 1
+        parameter.data = parameter.data * mask
+
+
+def indices(whole: Tensor, part: Tensor, name: str) -> list[Tensor]:
+    """For every axis, the indices of `whole` that `part` consists of, found by value.
+
+    >>> indices(torch.arange(6.0).view(2, 3), torch.tensor([[3.0, 5.0]]), "w")
+    [tensor([1]), tensor([0, 2])]
+    """
+    if whole.dim() != part.dim() or any(a < b for a, b in zip(whole.shape, part.shape, strict=True)) or not part.numel():
+        raise Wrong(f"{name} of shape {tuple(part.shape)} is no part of {tuple(whole.shape)}")
+    if whole.shape == part.shape:
+        if not torch.equal(whole, part):
+            raise Wrong(f"values of {name} changed", silent=True)
+        return [torch.arange(n) for n in whole.shape]
+    values, order = whole.flatten().sort()
+    found = torch.searchsorted(values, part.flatten().contiguous()).clamp(max=len(values) - 1)
+    flat = order[found]
+    if not torch.equal(whole.flatten()[flat], part.flatten()):
+        raise Wrong(f"values of {name} changed", silent=True)
+    places = torch.unravel_index(flat.view(part.shape), whole.shape)
+    kept = [place.movedim(axis, 0).reshape(place.shape[axis], -1)[:, 0] for axis, place in enumerate(places)]
+    if not torch.equal(whole[torch.meshgrid(*kept, indexing="ij")], part):
+        raise Wrong(f"{name} is no selection of rows and columns", silent=True)
+    return kept
+
+
+def _tied(original: nn.Module, smaller: nn.Module) -> None:
+    groups: dict[int, list[str]] = {}
+    for name, parameter in original.named_parameters(remove_duplicate=False):
+        groups.setdefault(id(parameter), []).append(name)
+    own = dict(smaller.named_parameters(remove_duplicate=False))
+    for names in groups.values():
+        if len({id(own[name]) for name in names if name in own}) > 1:
+            raise Wrong(f"{names[0]} and {names[1]} are no longer tied", silent=True)

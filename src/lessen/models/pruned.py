@@ -1,0 +1,118 @@
+"""Pruned models of any architecture on disk: weights as they are, and the edits by which their shapes come about.
+
+Widths may differ from layer to layer, which no configuration file can say. So the directory holds what the model was made by, and what
+was then done to it:
+
+    model.safetensors    every tensor of the state, shared ones once, in the shapes that they have
+    edits.safetensors    the decisions: kept indices, and the numbers of modules that follow from them
+    config.json          the configuration before the cut, where the model has one
+    lessen.json          "pruned": {"made_by": "transformers:LlamaForCausalLM" or "package.module:factory"}
+
+`load` makes the model that was cut, cuts it the same way, and fills it. Nothing is pickled.
+"""
+
+import importlib
+import json
+import shutil
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from lessen.core.apply import apply
+from lessen.core.edit import Edit, load_edits, save_edits
+from lessen.errors import LessenError, UsageError
+
+
+def is_pruned(folder: Path) -> bool:
+    """Whether `save` wrote the directory."""
+    return (folder / "edits.safetensors").is_file() and (folder / "lessen.json").is_file()
+
+
+def save(model: nn.Module, edits: Sequence[Edit], folder: Path, made_by: str | None = None) -> None:
+    """Write a model that `lessen.apply(model, edits)` made smaller.
+
+    Args:
+        model: the smaller model.
+        edits: what made it smaller.
+        folder: where to; it must not exist.
+        made_by: "package.module:factory" that makes the model before the cut; None for classes of transformers, which are made from
+            their configuration.
+
+    Raises:
+        UsageError: the directory exists, or nothing says how the model is made.
+    """
+    if folder.exists():
+        raise UsageError(str(folder), got="a directory that exists", wanted="one to be made", remedy="choose another or remove it")
+    kind = type(model)
+    if made_by is None:
+        if not kind.__module__.startswith("transformers."):
+            got = f"a {kind.__name__}, which is no class of transformers"
+            raise UsageError(str(folder), got=got, wanted="how to make it", remedy='made_by="package.module:factory"')
+        made_by = f"transformers:{kind.__name__}"
+    first: dict[int, str] = {}
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        first.setdefault(id(tensor), name)
+    state = model.state_dict()
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    aside = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
+    try:
+        save_file({name: state[name].contiguous().clone() for name in first.values()}, aside / "model.safetensors", {"format": "pt"})
+        save_edits(aside / "edits.safetensors", edits)
+        if made_by.startswith("transformers:"):
+            config: Any = getattr(model, "config", None)
+            (aside / "config.json").write_text(config.to_json_string(use_diff=False))
+        dtypes = {str(p.dtype).removeprefix("torch.") for p in model.parameters() if p.is_floating_point()}
+        about = {"pruned": {"made_by": made_by, "dtype": dtypes.pop() if len(dtypes) == 1 else None}}
+        (aside / "lessen.json").write_text(json.dumps(about, indent=1) + "\n")
+        aside.rename(folder)
+    except BaseException:
+        shutil.rmtree(aside, ignore_errors=True)
+        raise
+
+
+def load(folder: Path) -> nn.Module:
+    """The smaller model that `save` wrote, in evaluation mode.
+
+    Raises:
+        LessenError: the files do not belong together.
+    """
+    import torch
+
+    about = json.loads((folder / "lessen.json").read_text()).get("pruned") or {}
+    made_by, dtype = about.get("made_by"), about.get("dtype")
+    if not isinstance(made_by, str) or ":" not in made_by:
+        raise LessenError(str(folder / "lessen.json"), got="no pruned.made_by", wanted="how the model is made", remedy="save it again")
+    with torch.random.fork_rng(devices=[]):
+        model = _made(made_by, folder)
+    if dtype:
+        model = model.to(getattr(torch, dtype))
+    state = load_file(folder / "model.safetensors")
+    model = apply(model, load_edits(folder / "edits.safetensors"))
+    missing, unexpected = model.load_state_dict(state, strict=False)
+    shared = {name for name, tensor in model.state_dict(keep_vars=True).items() if name in missing and _stored(model, name, tensor, state)}
+    if unexpected or set(missing) - shared:
+        name = next(iter([*unexpected, *(set(missing) - shared)]))
+        raise LessenError(str(folder), got=f"tensor {name} on one side only", wanted="the tensors of the model", remedy="save it again")
+    return model.eval()
+
+
+def _stored(model: nn.Module, name: str, tensor: Any, state: Any) -> bool:
+    """Whether a tensor is stored under another name that shares it."""
+    return any(other is tensor and key in state for key, other in model.state_dict(keep_vars=True).items() if key != name)
+
+
+def _made(made_by: str, folder: Path) -> nn.Module:
+    path, _, name = made_by.partition(":")
+    try:
+        found: Any = getattr(importlib.import_module(path), name)
+        if path != "transformers":
+            return found()
+        config = found.config_class.from_dict(json.loads((folder / "config.json").read_text()))
+        return found._from_config(config) if hasattr(found, "_from_config") else found(config)
+    except Exception as error:
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        raise LessenError(made_by, got=reason, wanted="the model before the cut", remedy="install the same versions") from error
