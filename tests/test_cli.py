@@ -214,3 +214,20 @@ def test_quiet_says_nothing():
     with EventPrinter(Console(file=stream), quiet=True) as on_event:
         on_event(Event("quantize", 1, 2, "block 0"))
     assert stream.getvalue() == ""
+
+
+def test_progress_that_nobody_reads_does_not_end_the_run():
+    code = """
+import os, sys
+from lessen.cli.progress import EventPrinter
+from lessen.core.event import Event
+read, write = os.pipe()
+os.close(read)
+os.dup2(write, 2)
+with EventPrinter() as on_event:
+    on_event(Event("quantize", 1, 2, "a"))
+    on_event(Event("quantize", 2, 2, "b"))
+print("done")
+"""
+    done = subprocess.run([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, "done\n")

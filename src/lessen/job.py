@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from lessen.calibration import Wish, settle
-from lessen.core.event import Listener
+from lessen.core.event import Event, Listener
 from lessen.core.strict import strict
 from lessen.engine import dial as dials
 from lessen.engine.lock import alone
@@ -151,6 +151,8 @@ def prepare(found: Settled, request: Request, cache: Path | None = None, on_even
     seed = next(value for value in (request.seed, settings.seed, 0) if value is not None)
     if not isinstance(request.text, Tensor) and not found.looks_at_data:
         return Job(found.source, found.methods, None, {"source": "none: no method looks at data"}, seed, found.notes)
+    if on_event:
+        on_event(Event("calibrate", 0, 0, "reading the text, and letting the model write its share"))
     text, described = settle(found.source, Wish(request.text, tokens, seed, request.written), cache, on_event)
     return Job(found.source, found.methods, text, described, seed, found.notes + described.pop("notes"))
 

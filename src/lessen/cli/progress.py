@@ -1,5 +1,6 @@
 """Progress on stderr: one bar and a line per finished block on a terminal, plain lines elsewhere, nothing when quiet."""
 
+import os
 import sys
 from types import TracebackType
 
@@ -18,6 +19,7 @@ class EventPrinter:
         self._bar: Progress | None = None
         self._task: TaskID | None = None
         self._phase: str | None = None
+        self.console.on_broken_pipe = self._unheard
 
     def __enter__(self) -> "EventPrinter":
         if self.console.is_terminal and not self.quiet:
@@ -29,6 +31,11 @@ class EventPrinter:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         if self._bar:
             self._bar.stop()
+
+    def _unheard(self) -> None:
+        """Nobody reads the progress any more (`lessen compress m 2>&1 | head`): go on without, since the result is a file."""
+        self.quiet = self.console.quiet = True
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
 
     def __call__(self, event: Event) -> None:
         """Show one step."""
