@@ -129,6 +129,8 @@ def _phases(session: Session, phases: Sequence[Options], storage: Storage | None
 def _check(phases: Sequence[Options], data: Any, ranks: Ranks) -> None:
     if not phases:
         raise UsageError("recover", got="no phases", wanted="one at least")
+    if len({options.shard for options in phases}) > 1:
+        raise UsageError("recover", got="phases with and without shard", wanted="one of the two")
     for options in phases:
         if options.batch % ranks.count:
             raise UsageError("recover", got=f"batch={options.batch} for {ranks.count} processes", wanted="a multiple of them")

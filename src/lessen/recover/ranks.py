@@ -69,21 +69,28 @@ class Shared:
     Args:
         module: called with a batch, returns a loss; holds the student.
         student: what is trained.
-        blocks: its repeated parts, sharded one by one.
+        blocks: its repeated parts, sharded one by one; None if the student is sharded already.
         ranks: the processes.
         shard: FSDP2 instead of DDP.
         partly: some parameters may get no gradient in a step (losses on early features).
     """
 
     def __init__(
-        self, module: nn.Module, student: nn.Module, blocks: Sequence[nn.Module], ranks: Ranks, shard: bool = False, partly: bool = False
+        self,
+        module: nn.Module,
+        student: nn.Module,
+        blocks: Sequence[nn.Module] | None,
+        ranks: Ranks,
+        shard: bool = False,
+        partly: bool = False,
     ):
         self.module, self.student, self.ranks, self.sharded = module, student, ranks, shard and ranks.count > 1
         self._copies: DistributedDataParallel | None = None
         if self.sharded:
-            _shard(student, blocks)
+            if blocks is not None:
+                _shard(student, blocks)
         elif ranks.count > 1:
-            self._copies = DistributedDataParallel(module, broadcast_buffers=False, find_unused_parameters=partly)
+            self._copies = DistributedDataParallel(module, find_unused_parameters=partly)
 
     def __call__(self, batch: Any) -> Any:
         return (self._copies or self.module)(batch)

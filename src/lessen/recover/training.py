@@ -34,6 +34,7 @@ class Session:
     on_event: Listener | None
     device: torch.device
     history: list[dict[str, Any]] = field(default_factory=list)
+    empty: nn.Module | None = None  # the student's structure, from before it was sharded
     before: float | None = None
     steps: int = 0
     seconds: float = 0.0
@@ -55,10 +56,10 @@ class Training:
         sharded = options.shard and session.ranks.count > 1
         self.objective = Objective(options.losses, session.teacher, session.run, head=not sharded)
         module = _Loss(student, self.objective)
-        self._empty = bare(student) if sharded else None
-        self.shared = Shared(
-            module, student, repeated(student) if sharded else (), session.ranks, options.shard, not self.objective.on_logits
-        )
+        blocks = repeated(student) if sharded and session.empty is None else None
+        if sharded and session.empty is None:
+            session.empty = bare(student)
+        self.shared = Shared(module, student, blocks, session.ranks, options.shard, partly=not self.objective.on_logits)
         self.parameters = {name: p for name, p in student.named_parameters() if name in self.names}
         matrices = [p for p in self.parameters.values() if p.ndim > 1]
         vectors = [p for p in self.parameters.values() if p.ndim <= 1]
@@ -223,14 +224,14 @@ class Training:
 
     def plain(self) -> nn.Module:
         """The student as an ordinary module."""
-        if self._empty is None:
+        if self.session.empty is None:
             return self.session.student
         tensors = self.shared.state()
-        for path, module in self._empty.named_modules():
+        for path, module in self.session.empty.named_modules():
             for key in module._parameters:
                 if module._parameters[key] is not None:
                     module._parameters[key] = nn.Parameter(tensors[f"{path}.{key}" if path else key], requires_grad=False)
-        return self._empty
+        return self.session.empty
 
 
 class _Loss(nn.Module):
