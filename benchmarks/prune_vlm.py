@@ -12,15 +12,16 @@ A seed draws the calibration pairs, the order of recovery and the adapters' rand
 near-duplicates in training. Recovery is short on purpose: it shows directions, not what hours would give.
 """
 
+import copy
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import mean, stdev
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from benchmarks.captioner import Samples, Trained, trained
+from benchmarks.captioner import Samples, Trained, trained, wrong
 from benchmarks.harness import Goal, Row, Session, at_least
 from lessen.core.unit import Unit
 from lessen.evaluate.captions import captions, retrieval
@@ -37,10 +38,10 @@ from lessen.recover.progressive import Tower, progressive
 from lessen.stats.objectives import Predicted
 from lessen.structure.trace import trace
 
-RATIOS, SEEDS = (20, 50), (0, 1, 2)
-CALIBRATION = 32  # pairs, one backward pass each
-STEPS, BATCH, RATE = 40, 8, 2e-3
-RETRIEVAL = 32  # pictures to choose from
+RATIOS, SEEDS = (50, 20), (0, 1, 2)  # the paper's ablations are at 50 %, so that is measured first
+CALIBRATION = 16  # pairs, one backward pass each
+STEPS, BATCH, RATE = 20, 8, 2e-3
+RETRIEVAL = 16  # pictures to choose from
 
 
 @dataclass(frozen=True)
@@ -53,12 +54,12 @@ class Variant:
 
 
 _RELATIVE: dict[str, Any] = {"across": "model", "of": "parameters", "normalise": "mean", "partition": "unit"}
-PARTS = {
+PARTS = {  # those of the recovery first: they start from the same choice
+    "recall": Variant(UKMP(), recall=False),
+    "progressive": Variant(UKMP(), progressive=False),
     "modality normalisation": Variant(UKMP(normalise="none")),
     "entropy": Variant(UKMP(entropy="off")),
     "token filter": Variant(UKMP(threshold=None)),
-    "recall": Variant(UKMP(), recall=False),
-    "progressive": Variant(UKMP(), progressive=False),
 }
 OTHERS = {
     "Taylor": Variant(Taylor()),
@@ -77,8 +78,8 @@ def rows(session: Session) -> Iterator[Row | None]:
         return made[name]
 
     yield session.row("balanced dense", lambda: subject("balanced").dense())
-    for seed in SEEDS[: 1 if session.smoke else None]:
-        for ratio in RATIOS[: 1 if session.smoke else None]:
+    for ratio in RATIOS[-1:] if session.smoke else RATIOS:
+        for seed in SEEDS[:1] if session.smoke else SEEDS:
             for name in VARIANTS:
                 yield _row(session, subject, "balanced", name, ratio, seed)
     if session.smoke:
@@ -105,6 +106,7 @@ class _Subject:
         self.example = {key: example[key] for key in ("pixel_values", "input_ids")}
         self.units = [unit for unit in trace(self.model, self.example).units if _inside(unit)]
         self.test = [found.test[i] for i in range(len(found.test))]
+        self.last: tuple[Any, Any] | None = None
 
     def dense(self) -> Row:
         counts = _counts(self.model)
@@ -118,19 +120,13 @@ class _Subject:
             "prunable_parameters": free,
             **sizes,
             **captions(self.model, self.test),
+            "wrong_picture_ce": captions(self.model, wrong(self.test))["ce"],
             **retrieval(self.model, self.test[:RETRIEVAL]),
         }
 
     def pruned(self, variant: Variant, ratio: int, seed: int, steps: int) -> Row:
         """Choose, cut, score; recover, score."""
-        import lessen
-
-        random = torch.Generator().manual_seed(seed)
-        chosen = torch.randperm(len(self.found.train), generator=random)[:CALIBRATION].tolist()
-        batches = [_batch(self.found.train, [i]) for i in chosen]
-        result = lessen.prune(
-            self.model, self.example, batches, method=variant.method, to=f"{ratio}%", losses=_predicted, units=self.units, time_it=False
-        )  # fmt: skip
+        result = self._chosen(variant.method, ratio, seed)
         before, dense = _counts(result.model), _counts(self.model)
         removed = {f"{part}_removed": 1 - before[f"{part}_parameters"] / dense[f"{part}_parameters"] for part in ("vision", "language")}
         row: Row = {"parameters": before["parameters"], "removed": 1 - before["parameters"] / dense["parameters"], **removed}
@@ -140,6 +136,20 @@ class _Subject:
             row |= {f"after_{key}": value for key, value in captions(result.model, self.test).items() if key != "tokens"}
             row |= {f"after_{key}": value for key, value in retrieval(result.model, self.test[:RETRIEVAL]).items() if key != "images"}
         return row
+
+    def _chosen(self, method: Any, ratio: int, seed: int) -> Any:
+        """What `lessen.prune` makes; the last choice is kept, for variants that differ in recovery alone."""
+        import lessen
+
+        if self.last is None or self.last[0] != (method, ratio, seed):
+            random = torch.Generator().manual_seed(seed)
+            drawn = torch.randperm(len(self.found.train), generator=random)[:CALIBRATION].tolist()
+            batches = [_batch(self.found.train, [i]) for i in drawn]
+            made = lessen.prune(
+                self.model, self.example, batches, method=method, to=f"{ratio}%", losses=_predicted, units=self.units, time_it=False
+            )  # fmt: skip
+            self.last = ((method, ratio, seed), made)
+        return replace(self.last[1], model=copy.deepcopy(self.last[1].model))
 
     def _recover(self, result: Any, variant: Variant, seed: int, steps: int) -> None:
         """Train adapters and merge them; a recovery without progressive phases has as many steps on the last phase's losses."""

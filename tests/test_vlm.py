@@ -129,7 +129,7 @@ def test_a_shorter_language_model_is_made_of_the_blocks_and_tokens_that_were_nam
     assert small.model.layers[1].mlp.up_proj.weight.equal(whole.model.layers[3].mlp.up_proj.weight)  # pyright: ignore
     assert small.lm_head.weight is small.model.embed_tokens.weight  # pyright: ignore[reportAttributeAccessIssue]
     whole.model.layers = nn.ModuleList([whole.model.layers[0], whole.model.layers[3]])  # pyright: ignore
-    whole.config.num_hidden_layers = 2  # pyright: ignore[reportAttributeAccessIssue]
+    whole.config.num_hidden_layers = 2  # pyright: ignore
     whole.model.layers[1].self_attn.layer_idx = 1  # pyright: ignore
     with torch.no_grad():
         expected = whole(torch.tensor([[0, 3, 7, 39]]), use_cache=False).logits[..., rows]
