@@ -29,16 +29,18 @@ def records(blocks: int = 30) -> list[Record]:
         tried = {"RTN": level * rng.uniform(2.4, 2.9), "AWQ": level * rng.uniform(1.1, 1.8), "GPTQ": level}
         if block % 9 == 4:
             tried["AWQ"] = level * 0.91
-        candidates = {f"{name}(bits=4, group=64)": error for name, error in tried.items()}
+        drift = 0.004 * block  # inherited from the blocks before: the same for every candidate
+        own = {f"{name}(bits=4, group=64)": error for name, error in tried.items()}
+        candidates = {name: error + drift for name, error in own.items()}
         best = min(candidates, key=lambda name: candidates[name])
         if best.startswith("AWQ"):
             norm = f"model.layers.{block}.input_layernorm.weight"
-            rows.append(Record(block, norm, best, "replace", (576,), (576,), 32.0, candidates[best], 0.1, "", candidates))
+            rows.append(Record(block, norm, best, "replace", (576,), (576,), 32.0, candidates[best], 0.1, "", candidates, own))
         for i, (name, shape) in enumerate(ROLES.items()):
             bits = 8.25 if name == "mlp.down_proj" and block in (0, blocks - 1) else 4.25
             error, seconds = level * (1.4 + i / 3) * rng.uniform(0.8, 1.2), rng.uniform(0.2, 1.4)
             unit = f"model.layers.{block}.{name}.weight"
-            rows.append(Record(block, unit, best, "quantize", shape, shape, bits, error, seconds, "", candidates))
+            rows.append(Record(block, unit, best, "quantize", shape, shape, bits, error, seconds, "", candidates, own))
     return rows
 
 

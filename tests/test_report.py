@@ -206,6 +206,29 @@ def test_many_blocks_methods_and_lossless_runs_are_drawn():
     assert "GPTQ correction=0.5, kept" in text and text.count("<svg") == 6
 
 
+@pytest.mark.parametrize("view", VIEWS)
+def test_near_and_far_are_both_told(run, view):
+    text = "".join(Page(html(run)).text) if view == "html" else VIEWS[view](run)
+    assert "0.0612 on text near the calibration text" in text and "0.0893 on text far from it" in text
+
+
+def test_candidates_are_compared_without_what_they_inherit(run):
+    from lessen.report.decisions import candidate_table
+
+    rows = {row[0]: row for row in candidate_table(run).rows}
+    assert list(rows) == ["RTN", "AWQ", "GPTQ"]
+    assert [rows[name][1] for name in rows] == ["0 of 30", "3 of 30", "27 of 30"]
+    assert rows["GPTQ"][4] == "1.00 ×" and rows["RTN"][4].startswith("2.")
+    old = replace(run, records=[replace(r, own={}) for r in run.records])
+    assert {row[4] for row in candidate_table(old).rows} == {"–"}, "a record that does not know says so"
+    assert "inherit" not in markdown(replace(run, records=[]))
+
+
+def test_the_fingerprint_of_the_calibration_text_is_for_programs(run):
+    marked = replace(run, calibration={**run.calibration, "fingerprint": {"words": 16, "every": 8, "hashes": "c0ffee" * 99}})
+    assert all("c0ffee" not in draw(marked) for draw in VIEWS.values())
+
+
 def test_records_without_errors_are_told():
     run = make_run(blocks=2)
     run.records = [replace(r, error=None, candidates={}) for r in run.records]
@@ -252,9 +275,16 @@ def test_headline_is_one_sentence_from_whatever_is_known(run):
     from lessen.report.facts import headline
 
     assert headline(run) == (
-        "smollm2-135m went from 538 MB to 87.4 MB, 6.16 times smaller; it differs from the original by 0.0752 nats per token "
-        "(perplexity 33.9 instead of 31.8) and decodes 7.76 times as fast."
+        "smollm2-135m went from 538 MB to 87.4 MB, 6.16 times smaller; it differs from the original, in nats per token, by 0.0612 on text "
+        "near the calibration text (perplexity 27.9 instead of 26.5) and 0.0893 on text far from it (perplexity 41.0 instead of 38.1) "
+        "and decodes 7.76 times as fast."
     )
+    quality = {name: {key: figure for key, figure in row.items() if key != "nearness"} for name, row in run.quality.items()}
+    assert "0.0612 on python docs (near) (perplexity 27.9 instead of 26.5) and 0.0893 on letters" in headline(replace(run, quality=quality))
+    many = {f"{name} {i}": row for i in (1, 2) for name, row in quality.items()}
+    assert "by 0.0752 nats per token, mean of 4 texts (perplexity 33.9 instead of 31.8)" in headline(replace(run, quality=many))
+    one = {"mine": quality["python docs (near)"]}
+    assert "by 0.0612 nats per token (perplexity 27.9 instead of 26.5)" in headline(replace(run, quality=one))
     assert headline(replace(run, quality={}, speed=[])) == "smollm2-135m went from 538 MB to 87.4 MB, 6.16 times smaller."
     unequal = [{**run.speed[0], "threads": 2}, *run.speed[1:]]
     assert "decodes" not in headline(replace(run, speed=unequal))

@@ -5,7 +5,7 @@ import re
 from typing import Any
 
 from lessen.core.record import Run
-from lessen.report import facts
+from lessen.report import decisions, facts
 from lessen.report.markdown import escaped, fenced, how, notes, section
 from lessen.report.text import number, value
 
@@ -87,7 +87,7 @@ def _loading(run: Run) -> list[str]:
 
 
 def _method(run: Run) -> str:
-    kept = ", ".join(f"{name} ({n} unit{'s' * (n != 1)})" for name, n in facts.method_shares(run)) or "nothing was changed"
+    kept = ", ".join(f"{name} ({n} unit{'s' * (n != 1)})" for name, n in decisions.method_shares(run)) or "nothing was changed"
     text = run.calibration.get("source")
     data = f"Calibration text: {text}, {value(run.calibration.get('tokens'))} tokens." if text else "No calibration text was used."
     apart = " None of it is in the evaluation text; the run checks by hash." if text and run.quality else ""
@@ -104,7 +104,7 @@ def _limits(run: Run) -> str:
         lines.append("Quality was not measured: compare it with the original on your own text before use.")
     worst = max(run.quality.items(), key=lambda item: item[1].get("kld_mean") or 0, default=None)
     if worst and worst[1].get("kld_mean") is not None:
-        lines.append(f"The largest distance was on {worst[0]}: {number(worst[1]['kld_mean'])} nats per token.")
+        lines.append(f"The largest distance was {facts.where(run, worst[0])}: {number(worst[1]['kld_mean'])} nats per token.")
     if run.speed:
         processor = run.environment.get("processor") or "one machine"
         lines.append(f"Speeds hold for {processor} with the batch and threads stated above.")

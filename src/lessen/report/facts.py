@@ -8,8 +8,8 @@ from pathlib import PurePath
 from statistics import fmean, geometric_mean
 from typing import Any
 
-from lessen.core.record import Record, Run
-from lessen.report.text import count, duration, number, percent, role, size, value
+from lessen.core.record import Run
+from lessen.report.text import count, duration, number, percent, size, value
 
 MISSED = "not measured"
 
@@ -100,14 +100,48 @@ def headline(run: Run) -> str:
     text = f"{label(run)} went from {size(big)} to {size(small)}" if big and small else f"{label(run)} was compressed"
     if shrink and shrink > 1:
         text += f", {number(shrink)} times smaller"
-    kld, ppl, reference = (quality_mean(run, key) for key in ("kld_mean", "ppl", "ppl_reference"))
-    if kld is not None:
-        text += f"; it differs from the original by {number(kld)} nats per token"
-        text += f" (perplexity {number(ppl)} instead of {number(reference)})" if ppl and reference else ""
+    text += _distance(run)
     pair = speedup(run)
     if pair:
         text += f" and decodes {number(pair[1]['decode_tps'] / pair[0]['decode_tps'])} times as fast"
     return text + "."
+
+
+SIDES = {"near": "on text near the calibration text", "far": "on text far from it"}
+_NAMED = 3  # texts that a sentence can hold
+
+
+def where(run: Run, text: str) -> str:
+    """On what a figure was measured: its distance from the calibration text if that is known, else its name."""
+    return SIDES.get(run.quality[text].get("nearness", ""), f"on {text}")
+
+
+def measured(run: Run, key: str = "kld_mean") -> list[str]:
+    """Texts that have a figure, near ones first."""
+    return sorted((t for t in run.quality if run.quality[t].get(key) is not None), key=lambda t: run.quality[t].get("nearness") == "far")
+
+
+def _distance(run: Run) -> str:
+    """How far the result is from the original: on each text if there are few, else on the mean of them."""
+    texts = measured(run)
+    if not texts:
+        return ""
+    if 1 < len(texts) <= _NAMED:
+        parts = [f"{number(run.quality[t]['kld_mean'])} {where(run, t)}{_instead(*_perplexities(run, [t]))}" for t in texts]
+        return f"; it differs from the original, in nats per token, by {', '.join(parts[:-1])} and {parts[-1]}"
+    mean = f", mean of {len(texts)} texts" if len(texts) > 1 else ""
+    ppl = _instead(*_perplexities(run, texts))
+    return f"; it differs from the original by {number(quality_mean(run, 'kld_mean'))} nats per token{mean}{ppl}"
+
+
+def _perplexities(run: Run, texts: list[str]) -> list[float | None]:
+    """Of the result and of the original, geometric means over some texts."""
+    rows = [run.quality[text] for text in texts]
+    return [geometric_mean(row[key] for row in rows) if all(row.get(key) for row in rows) else None for key in ("ppl", "ppl_reference")]
+
+
+def _instead(ppl: float | None, reference: float | None) -> str:
+    return f" (perplexity {number(ppl)} instead of {number(reference)})" if ppl and reference else ""
 
 
 def four(run: Run) -> list[Figure]:
@@ -118,6 +152,9 @@ def four(run: Run) -> list[Figure]:
     bpw, bpw_before = after(run, "bpw"), before(run, "bpw")
     kld, noise = quality_mean(run, "kld_mean"), quality_mean(run, "kld_noise")
     floor = f"noise floor {number(noise)}" if noise is not None else "noise floor not measured"
+    texts = measured(run)
+    each = ", ".join(f"{number(run.quality[t]['kld_mean'])} {where(run, t)}" for t in texts) if 1 < len(texts) <= _NAMED else ""
+    cost = f"nats of KL per token{f': mean of {each}' if each else ''}; {floor}"
     pair = speedup(run)
     speed = Figure("Speed", MISSED, "no runtime was timed against the source")
     if pair:
@@ -128,7 +165,7 @@ def four(run: Run) -> list[Figure]:
     return [
         Figure("Size", size(after(run, "size_bytes")) if after(run, "size_bytes") else MISSED, size_detail),
         Figure("Bits per weight", number(bpw) if bpw else MISSED, f"from {number(bpw_before)}" if bpw_before else "scales included"),
-        Figure("Quality cost", number(kld) if kld is not None else MISSED, f"nats of KL per token; {floor}"),
+        Figure("Quality cost", number(kld) if kld is not None else MISSED, cost),
         speed,
     ]
 
@@ -158,7 +195,10 @@ def quality_table(run: Run) -> Table:
     )
     kept = tuple(r for r in rows if any(cell != number(None) for cell in r[1:])) if texts else ()
     caption = "Quality on held-out text. KL in nats per token, to the original."
-    return Table(caption, ("", *texts), kept, frozenset(range(1, len(texts) + 1)))
+    titles = [f"{text} ({side})" if (side := run.quality[text].get("nearness")) and side not in text else text for text in texts]
+    if any(run.quality[text].get("nearness") for text in texts):
+        caption += " Near and far: from the calibration text."
+    return Table(caption, ("", *titles), kept, frozenset(range(1, len(texts) + 1)))
 
 
 def size_table(run: Run) -> Table:
@@ -212,42 +252,6 @@ def speed_table(run: Run) -> Table:
     return Table("Tokens per second.", ("runtime", "model", "decode", "prefill", "measured with"), rows, frozenset({2, 3}))
 
 
-def record_table(run: Run) -> Table:
-    """Every edit."""
-    rows = tuple(
-        (r.unit.removesuffix(".weight"), r.action, r.method, number(r.bits), number(r.error), number(r.seconds, 2), r.reason)
-        for r in run.records
-    )
-    header = ("unit", "action", "method", "bits", "error", "seconds", "reason")
-    return Table(f"All {len(rows)} edits.", header, rows, frozenset({3, 4, 5}))
-
-
-def cut_table(run: Run) -> Table:
-    """What was removed or left alone: every record that is not a quantization."""
-    rows = []
-    for r in run.records:
-        if r.action in ("quantize", "replace"):
-            continue
-        what = {"keep": f"{sum(r.shape_before):,} → {sum(r.shape_after):,}", "drop": "removed"}.get(r.action, r.action)
-        rows.append((r.unit.removesuffix(".weight"), what, r.method, r.reason))
-    return Table("What was cut, factored or skipped.", ("unit", "change", "method", "reason"), tuple(rows))
-
-
-def method_shares(run: Run) -> list[tuple[str, int]]:
-    """How often each method was the one kept, most often first."""
-    names = [r.method for r in run.records if r.action not in ("skip", "replace")]
-    return sorted(((name, names.count(name)) for name in dict.fromkeys(names)), key=lambda item: -item[1])
-
-
-def by_role(records: list[Record]) -> dict[str, list[Record]]:
-    """Records inside the blocks, by what the tensor is, in model order."""
-    groups: dict[str, list[Record]] = {}
-    for record in records:
-        if record.block is not None:
-            groups.setdefault(role(record.unit), []).append(record)
-    return groups
-
-
 def provenance(run: Run) -> list[Table]:
     """Where everything came from and how long it took."""
     sections = (
@@ -256,7 +260,11 @@ def provenance(run: Run) -> list[Table]:
         ("Environment.", _flat(run.environment)),
         ("Wall-clock time by phase.", {phase: duration(seconds) for phase, seconds in run.seconds.items()}),
     )
-    return [Table(name, ("", ""), tuple((str(k).replace("_", " "), _fact(k, v)) for k, v in data.items())) for name, data in sections]
+    hidden = {"fingerprint"}  # thousands of digits, for programs
+    return [
+        Table(name, ("", ""), tuple((str(k).replace("_", " "), _fact(k, v)) for k, v in data.items() if k not in hidden))
+        for name, data in sections
+    ]
 
 
 def _fact(key: str, item: Any) -> str:
@@ -271,9 +279,3 @@ def _flat(data: dict[str, Any]) -> dict[str, Any]:
     for key, item in data.items():
         rows |= item if isinstance(item, dict) else {key: item}
     return rows
-
-
-def share_table(run: Run) -> Table:
-    """Methods by how many units they decided."""
-    rows = tuple((name, str(n)) for name, n in method_shares(run))
-    return Table("What was kept, and for how many units.", ("method", "units"), rows, frozenset({1}))

@@ -4,7 +4,7 @@ import re
 from collections.abc import Sequence
 
 from lessen.core.record import Run
-from lessen.report import facts
+from lessen.report import decisions, facts
 from lessen.report.facts import Table
 from lessen.report.text import method_line
 
@@ -16,7 +16,11 @@ def markdown(run: Run) -> str:
         escaped(facts.headline(run)),
         table(Table("", ("figure", "value", ""), tuple((f.name, f.value, f.detail) for f in facts.four(run)))),
         section("Quality", [facts.quality_table(run), facts.size_table(run)], "Quality was not measured in this run."),
-        section("Methods kept", [facts.share_table(run), facts.cut_table(run)], "Nothing was changed in this run."),
+        section(
+            "Methods kept",
+            [decisions.share_table(run), decisions.candidate_table(run), decisions.cut_table(run)],
+            "Nothing was changed in this run.",
+        ),
         "## Samples\n\n" + ("\n\n".join(map(sample, run.samples)) or "No text was sampled in this run."),
         section("Speed", [facts.speed_table(run)], "Speed was not measured in this run."),
         escaped(facts.workload(run)),

@@ -5,7 +5,7 @@ from typing import Any
 
 from lessen.core.record import Run
 from lessen.errors import LessenError
-from lessen.report import facts, plots
+from lessen.report import decisions, facts, plots
 from lessen.report.text import method_line, number, slug
 
 _HERE = Path(__file__).parent
@@ -31,11 +31,12 @@ def html(run: Run) -> str:
         no_plots=no_plots,
         quality=facts.quality_table(run),
         sizes=facts.size_table(run),
-        cut=facts.cut_table(run),
+        cut=decisions.cut_table(run),
         exports=facts.export_table(run),
-        records=facts.record_table(run),
+        records=decisions.record_table(run),
         facts=facts.provenance(run),
-        shares=facts.method_shares(run),
+        shares=decisions.method_shares(run),
+        candidates=decisions.candidate_table(run),
         samples=[_sample(sample) for sample in run.samples],
         bars=_bars(run),
         workload=facts.workload(run),

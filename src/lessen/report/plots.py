@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from lessen.core.record import Record, Run
-from lessen.report import facts, svg
+from lessen.report import decisions, facts, svg
 from lessen.report.text import distinct, number, role, size
 
 if TYPE_CHECKING:
@@ -126,7 +126,7 @@ def _label(axes: "Axes", points: list[_Point], wide: bool, right: float, top: fl
 def error_by_block(run: Run, wide: bool) -> str | None:
     """A panel for the whole block with every candidate, and one for each kind of tensor; by block, on a logarithmic scale."""
     measured = [r for r in run.records if r.error and r.block is not None and r.action in ("quantize", "factor")]
-    panels = facts.by_role(measured)
+    panels = decisions.by_role(measured)
     tried = {r.block: r for r in reversed(measured) if r.candidates}
     if not panels:
         return None
@@ -142,7 +142,7 @@ def error_by_block(run: Run, wide: bool) -> str | None:
     for axes, (name, records) in zip(grid[bool(tried) :], panels.items(), strict=False):
         axes.set_title(name, loc="left", pad=5)
         _marks(axes, ((r, r.error) for r in records), kept)
-    shown = [e for r in measured for e in (r.error, *r.candidates.values()) if e]
+    shown = [e for r in measured for e in (r.error, *_tried(r).values()) if e]
     spread = max(shown) / min(shown)
     for i, axes in enumerate(grid):
         axes.set_yscale("log")
@@ -162,12 +162,17 @@ def error_by_block(run: Run, wide: bool) -> str | None:
     return svg.inline(fig, f"error-{_form(wide)}", title, f"{text}. Largest: {worst.unit}, {number(worst.error)}.")
 
 
+def _tried(record: Record) -> dict[str, float]:
+    """Errors of a block's candidates: what the block itself adds, where that was measured."""
+    return record.own or record.candidates
+
+
 def _block_panel(axes: "Axes", blocks: list[Record], names: list[str], kept: list[str]) -> None:
     axes.set_title("whole block", loc="left", pad=5, fontweight="bold")
     for i, name in enumerate(name for name in names if any(name in r.candidates for r in blocks)):
-        errors = [r.candidates.get(name) or math.nan for r in blocks]
+        errors = [_tried(r).get(name) or math.nan for r in blocks]
         axes.plot([r.block or 0 for r in blocks], errors, color=svg.MUTED, linewidth=1.1, linestyle=DASHES[i % len(DASHES)])
-    _marks(axes, ((r, r.candidates.get(r.method)) for r in blocks), kept)
+    _marks(axes, ((r, _tried(r).get(r.method)) for r in blocks), kept)
 
 
 def _marks(axes: "Axes", points: Iterable[tuple[Record, float | None]], kept: list[str]) -> None:

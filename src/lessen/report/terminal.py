@@ -16,7 +16,9 @@ def rows(run: Run) -> list[tuple[str, str, str]]:
         ("size", size(facts.after(run, "size_bytes")), f"was {size(facts.before(run, 'size_bytes'))}"),
         ("bits per weight", number(facts.after(run, "bpw")), f"was {number(facts.before(run, 'bpw'))}"),
     ]
-    for text, row in run.quality.items():
+    for name, row in run.quality.items():
+        side = row.get("nearness", "")
+        text = f"{name} ({side})" if side and side not in name else name
         lines.append((f"perplexity, {text}", number(row.get("ppl")), f"was {number(row.get('ppl_reference'))}"))
         lines.append(
             (f"KL, {text}", number(row.get("kld_mean")), f"floor {number(row.get('kld_noise'))}, top-1 {percent(row.get('top1'))}")
