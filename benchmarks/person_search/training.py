@@ -98,6 +98,22 @@ def train(model: nn.Module, tasks: Tasks, data: PersonSearch, *, steps: int, bat
     recover(model, None, Samples(data), options=options, run=run)
 
 
+@torch.no_grad()
+def renew_norms(model: nn.Module, batches: Sequence[Mapping[str, Tensor]]) -> None:
+    """Take the statistics of every batch norm again, as means over the batches; no weight changes."""
+    norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
+    before = [module.momentum for module in norms]
+    for module in norms:
+        module.reset_running_stats()
+        module.momentum = None
+        module.train()
+    for batch in batches:
+        run(model, batch)
+    for module, momentum in zip(norms, before, strict=True):
+        module.momentum = momentum
+    model.eval()
+
+
 def score(model: nn.Module, data: PersonSearch) -> dict[str, Any]:
     """All figures on the test part."""
     model.eval()
