@@ -12,16 +12,16 @@ FILES = sorted(SRC.rglob("*.py"))
 
 # A part may import the parts of the layers before its own, and itself; parts of one layer do not know each other.
 LAYERS = [
-    ["errors"],
+    ["errors", "environment"],
     ["formats"],
     ["core"],
     ["models"],
     ["structure", "stats", "targets"],
     ["methods"],
-    ["recipe", "environment"],
+    ["recipe"],
     ["engine", "evaluate", "export", "recover", "report"],
     ["calibration"],
-    ["job", "prune"],
+    ["job", "prune", "restore"],
     ["foresee"],
     ["compress"],
     ["cli"],

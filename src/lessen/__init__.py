@@ -17,11 +17,12 @@ if TYPE_CHECKING:
     from lessen.methods import METHODS
     from lessen.models import load, open_checkpoint
     from lessen.prune import prune
+    from lessen.recover.loop import recover
     from lessen.structure.trace import trace
 
 __version__ = "0.1.0"
 
-__all__ = ["METHODS", "apply", "compress", "evaluate", "export", "load", "open_checkpoint", "plan", "prune", "trace"]
+__all__ = ["METHODS", "apply", "compress", "evaluate", "export", "load", "open_checkpoint", "plan", "prune", "recover", "trace"]
 
 _HOMES = {
     "METHODS": "lessen.methods",
@@ -33,6 +34,7 @@ _HOMES = {
     "open_checkpoint": "lessen.models",
     "plan": "lessen.job",
     "prune": "lessen.prune",
+    "recover": "lessen.recover.loop",
     "trace": "lessen.structure.trace",
 }
 

@@ -36,7 +36,7 @@ from lessen.targets.profile import macs
 from lessen.targets.wish import Counted, Wish
 
 WIDTHS = ("ffn", "channels", "kv_group", "heads")
-"""Kinds of unit that are pruned unless others are asked for: inside blocks, nothing that a norm couples, no head dimensions."""
+"""Kinds of unit that are pruned unless others are asked for: nothing that a norm couples, no head dimensions, whole groups before heads."""
 
 _OF: dict[str, Counted] = {"parameters": "parameters", "bytes": "bytes", "macs": "macs", "latency": "milliseconds"}
 _NAMES = {counted: name for name, counted in _OF.items()}
@@ -162,11 +162,24 @@ def _chosen(structure: Structure | Sequence[Unit], method: Any) -> list[Unit]:
     found = list(structure.units if isinstance(structure, Structure) else structure)
     if isinstance(structure, Structure):
         kinds = WIDTHS if isinstance(method, Budget) else getattr(method, "kinds", (method.kind,))
-        found = [unit for unit in found if unit.kind in kinds and not unit.normed]
+        found = _disjoint([unit for unit in found if unit.kind in kinds and not unit.normed], kinds)
     if not found:
         remedy = "look at lessen.trace(model, example_inputs): it says what is held, and why"
         raise UsageError(type(method).__name__, got="no unit that it could prune", wanted="one at least", remedy=remedy)
     return found
+
+
+def _disjoint(units: Sequence[Unit], kinds: Sequence[str]) -> list[Unit]:
+    """Units that share no index of any tensor: of two that do (a key/value group, and the heads in it), the kind that comes first."""
+    taken: dict[tuple[str, int], set[int]] = {}
+    chosen: set[str] = set()
+    for unit in sorted(units, key=lambda unit: kinds.index(unit.kind)):
+        places = {(part.name, part.axis): set(part.indices(unit.size).flatten().tolist()) for part in unit.slices}
+        if all(taken.get(place, set()).isdisjoint(indices) for place, indices in places.items()):
+            chosen.add(unit.name)
+            for place, indices in places.items():
+                taken.setdefault(place, set()).update(indices)
+    return [unit for unit in units if unit.name in chosen]
 
 
 def _view(unit: Unit, tensors: Mapping[str, Tensor]) -> View:

@@ -73,17 +73,27 @@ class FLAP(Budget):
         return self.compensated(edits, views, stats) if self.bias else edits
 
     def compensated(self, edits: Sequence[Edit], views: Sequence[View], stats: Sequence[Stats]) -> list[Edit]:
-        """Every `Keep`, followed by the biases that make up for it."""
+        """Every `Keep` with the biases that make up for it.
+
+        Biases come first where readers may be narrowed by another unit themselves: they are then cut along.
+        """
         units = {edit.unit.name: edit for edit in edits if isinstance(edit, Keep)}
+        before: dict[str, Replace] = {}
         found: list[Edit] = []
         for view, stat in zip(views, stats, strict=True):
-            if (edit := units.get(view.unit.name)) is not None:
-                found.append(edit)
-                if Read in stat:
-                    found += [self.compensation(_with_bias(read, view), read.stats, edit.indices) for read in stat[Read]]
-                else:
-                    found.append(self.compensation(view, stat, edit.indices))
-        return found
+            if (edit := units.get(view.unit.name)) is None:
+                continue
+            found.append(edit)
+            if Read not in stat:
+                found.append(self.compensation(view, stat, edit.indices))
+                continue
+            for read in stat[Read]:
+                seen = _with_bias(read, view)
+                own = f"{read.reader.part.name.removesuffix('.weight')}.bias"
+                if own in before:  # a layer that reads two units
+                    seen = View(seen.unit, {**seen.tensors, own: before[own].weight})
+                before[own] = self.compensation(seen, read.stats, edit.indices)
+        return [*before.values(), *found]
 
     def compensation(self, view: View, stats: Stats, stay: Tensor) -> Replace:
         """The bias that carries the mean of everything but the channels `stay`."""

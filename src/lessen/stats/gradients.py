@@ -258,12 +258,18 @@ def _recomputing(model: nn.Module, wanted: bool) -> Iterator[None]:
         if wanted and isinstance(module, nn.ModuleList) and not any(path.startswith(f"{outer}.") for outer in lists):
             lists.append(path)
             blocks += [block for block in module if not isinstance(block, nn.ModuleList | nn.ModuleDict)]
+    # What is computed again would be appended to a cache of keys and values again.
+    configs = {id(c): c for m in model.modules() if getattr(c := getattr(m, "config", None), "use_cache", None) is True}
     shadowed = [(block, block.__dict__.get("forward")) for block in blocks]
+    for config in configs.values():
+        config.use_cache = False
     for block, _ in shadowed:
         block.__dict__["forward"] = partial(checkpoint, block.forward, use_reentrant=False, preserve_rng_state=block.training)
     try:
         yield
     finally:
+        for config in configs.values():
+            config.use_cache = True
         for block, own in shadowed:
             del block.__dict__["forward"]
             if own is not None:
