@@ -209,7 +209,7 @@ def test_many_blocks_methods_and_lossless_runs_are_drawn():
 @pytest.mark.parametrize("view", VIEWS)
 def test_near_and_far_are_both_told(run, view):
     text = "".join(Page(html(run)).text) if view == "html" else VIEWS[view](run)
-    assert "0.0612 on text near the calibration text" in text and "0.0893 on text far from it" in text
+    assert "0.0612 nats per token on text near the calibration text" in text and "0.0893 on text far from it" in text
 
 
 def test_candidates_are_compared_without_what_they_inherit(run):
@@ -275,12 +275,11 @@ def test_headline_is_one_sentence_from_whatever_is_known(run):
     from lessen.report.facts import headline
 
     assert headline(run) == (
-        "smollm2-135m went from 538 MB to 87.4 MB, 6.16 times smaller; it differs from the original, in nats per token, by 0.0612 on text "
-        "near the calibration text (perplexity 27.9 instead of 26.5) and 0.0893 on text far from it (perplexity 41.0 instead of 38.1) "
-        "and decodes 7.76 times as fast."
+        "smollm2-135m went from 538 MB to 87.4 MB, 6.16 times smaller; it differs from the original by 0.0612 nats per token on "
+        "text near the calibration text and 0.0893 on text far from it, and decodes 7.76 times as fast."
     )
     quality = {name: {key: figure for key, figure in row.items() if key != "nearness"} for name, row in run.quality.items()}
-    assert "0.0612 on python docs (near) (perplexity 27.9 instead of 26.5) and 0.0893 on letters" in headline(replace(run, quality=quality))
+    assert "0.0612 nats per token on python docs (near) and 0.0893 on letters" in headline(replace(run, quality=quality))
     many = {f"{name} {i}": row for i in (1, 2) for name, row in quality.items()}
     assert "by 0.0752 nats per token, mean of 4 texts (perplexity 33.9 instead of 31.8)" in headline(replace(run, quality=many))
     one = {"mine": quality["python docs (near)"]}

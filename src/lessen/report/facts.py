@@ -103,7 +103,7 @@ def headline(run: Run) -> str:
     text += _distance(run)
     pair = speedup(run)
     if pair:
-        text += f" and decodes {number(pair[1]['decode_tps'] / pair[0]['decode_tps'])} times as fast"
+        text += f"{',' * bool(run.quality)} and decodes {number(pair[1]['decode_tps'] / pair[0]['decode_tps'])} times as fast"
     return text + "."
 
 
@@ -127,21 +127,13 @@ def _distance(run: Run) -> str:
     if not texts:
         return ""
     if 1 < len(texts) <= _NAMED:
-        parts = [f"{number(run.quality[t]['kld_mean'])} {where(run, t)}{_instead(*_perplexities(run, [t]))}" for t in texts]
-        return f"; it differs from the original, in nats per token, by {', '.join(parts[:-1])} and {parts[-1]}"
+        units = [" nats per token", *[""] * len(texts)]  # said once
+        parts = [f"{number(run.quality[t]['kld_mean'])}{unit} {where(run, t)}" for t, unit in zip(texts, units, strict=False)]
+        return f"; it differs from the original by {', '.join(parts[:-1])} and {parts[-1]}"
     mean = f", mean of {len(texts)} texts" if len(texts) > 1 else ""
-    ppl = _instead(*_perplexities(run, texts))
-    return f"; it differs from the original by {number(quality_mean(run, 'kld_mean'))} nats per token{mean}{ppl}"
-
-
-def _perplexities(run: Run, texts: list[str]) -> list[float | None]:
-    """Of the result and of the original, geometric means over some texts."""
-    rows = [run.quality[text] for text in texts]
-    return [geometric_mean(row[key] for row in rows) if all(row.get(key) for row in rows) else None for key in ("ppl", "ppl_reference")]
-
-
-def _instead(ppl: float | None, reference: float | None) -> str:
-    return f" (perplexity {number(ppl)} instead of {number(reference)})" if ppl and reference else ""
+    ppl, reference = quality_mean(run, "ppl"), quality_mean(run, "ppl_reference")
+    instead = f" (perplexity {number(ppl)} instead of {number(reference)})" if ppl and reference else ""
+    return f"; it differs from the original by {number(quality_mean(run, 'kld_mean'))} nats per token{mean}{instead}"
 
 
 def four(run: Run) -> list[Figure]:
@@ -153,7 +145,8 @@ def four(run: Run) -> list[Figure]:
     kld, noise = quality_mean(run, "kld_mean"), quality_mean(run, "kld_noise")
     floor = f"noise floor {number(noise)}" if noise is not None else "noise floor not measured"
     texts = measured(run)
-    each = ", ".join(f"{number(run.quality[t]['kld_mean'])} {where(run, t)}" for t in texts) if 1 < len(texts) <= _NAMED else ""
+    shown = [f"{number(run.quality[t]['kld_mean'])} {run.quality[t].get('nearness') or t}" for t in texts]
+    each = ", ".join(shown) if 1 < len(texts) <= _NAMED else ""
     cost = f"nats of KL per token{f': mean of {each}' if each else ''}; {floor}"
     pair = speedup(run)
     speed = Figure("Speed", MISSED, "no runtime was timed against the source")
