@@ -1,6 +1,7 @@
 """The person-search network, its losses, its data and its figures, held against cases worked out by hand."""
 
 import math
+import re
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -434,3 +435,10 @@ def test_the_network_is_pruned_by_its_two_tasks_and_masked_equals_sliced():
     lessen.apply(masked, pruned.edits, mode="mask")
     for a, b in zip(masked(image), pruned.model(image), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-10)  # float64 sums in another order
+
+
+def test_the_example_of_the_page_runs(capsys: pytest.CaptureFixture[str]):
+    page = (Path(__file__).parents[1] / "docs" / "person-search.md").read_text()
+    (code,) = re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL)
+    exec(compile(code, "person-search.md", "exec"), {})
+    assert capsys.readouterr().out.startswith("('det', 'reid') 0.")
