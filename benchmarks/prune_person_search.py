@@ -217,17 +217,17 @@ def _batches(found: Trained, size: int) -> list[dict[str, torch.Tensor]]:
 
 def _uniform(found: Trained, percent: int) -> tuple[nn.Module, Row]:
     """Every layer loses the same share of its channels, the one that leaves the multiply-accumulates that are wanted."""
-    whole = macs(found.net, lambda: found.net(found.example), ()).whole
+    wanted = (1 - percent / 100) * macs(found.net, lambda: found.net(found.example), ()).whole
     low, high = 0.0, percent / 100
-    made = None
-    for _ in range(8):
+    tried: list[tuple[float, float, Any]] = []
+    for _ in range(9):
         ratio = (low + high) / 2
-        method = Magnitude(ratio=ratio, across="layer")
-        made = lessen.prune(found.net, found.example, method=method, units=found.structure, time_it=False)
+        made = lessen.prune(found.net, found.example, method=Magnitude(ratio=ratio, across="layer"), units=found.structure, time_it=False)
         left = macs(made.model, lambda m=made.model: m(found.example), ()).whole
-        low, high = (ratio, high) if left > whole * (1 - percent / 100) else (low, ratio)
-    assert made is not None
-    return made.model, _sizes(made) | {"macs": round(macs(made.model, lambda: made.model(found.example), ()).whole)}
+        low, high = (ratio, high) if left > wanted else (low, ratio)
+        tried.append((abs(left - wanted), left, made))
+    _, left, made = min(tried, key=lambda entry: entry[0])
+    return made.model, _sizes(made) | {"macs": round(left)}
 
 
 def _sizes(made: Any) -> Row:
