@@ -200,9 +200,14 @@ class Axes:
     def cut(self, axis: Axis, bounds: Sequence[int]) -> list[Axis] | None:
         """Refine into parts that end at `bounds` (the last is the size); None if that cannot be."""
         root = find(axis)
-        if bounds[-1] != root.size or list(bounds) != sorted(bounds):
+        if not bounds or bounds[-1] != root.size or list(bounds) != sorted(bounds):
             return None
         starts = [0, *bounds[:-1]]
+        if 0 in (end - start for start, end in zip(starts, bounds, strict=True)):
+            # Empty pieces stand beside the axis: it must never be a part of itself.
+            full = self.cut(root, sorted({*bounds} - {0}))
+            rest = iter(full or [])
+            return full and [next(rest) if end > start else Axis(0) for start, end in zip(starts, bounds, strict=True)]
         if len(bounds) == 1:
             return [root]
         if root.kind == "leaf":

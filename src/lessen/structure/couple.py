@@ -14,6 +14,7 @@ from math import prod
 
 from lessen.core.unit import Kind, Slice, Unit
 from lessen.structure.axes import Axes, Axis, describe, factors, find, leaves
+from lessen.structure.zeros import ALIVE
 
 Dims = Mapping[str, Sequence[Axis]]
 
@@ -25,7 +26,11 @@ def couple(axes: Axes, dims: Dims) -> tuple[list[Unit], dict[Axis, str]]:
         axes: where they were made.
         dims: tensor name -> its axes, of the tensors that took part in the forward pass.
     """
-    places = {leaf: at for leaf, at in _places(dims).items() if leaf.pin is None}
+    places = _places(dims)
+    for leaf in places:
+        if leaf.pin is None and ALIVE in leaf.marks:
+            axes.pin(leaf, f"{leaf.marks[ALIVE]} sums over it what zero weights do not make zero, so that a cut could not be proven")
+    places = {leaf: at for leaf, at in places.items() if leaf.pin is None}
     kinds: dict[Axis, Kind] = {leaf: _kind(leaf, dims, at) for leaf, at in places.items()}
     names = _names({leaf: [name for name, _ in at] for leaf, at in places.items()}, kinds)
     return [_unit(axes, dims, leaf, at, names[leaf], kinds[leaf]) for leaf, at in places.items()], names

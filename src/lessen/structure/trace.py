@@ -125,7 +125,7 @@ def trace(
     watch = Watch({module: name for name, module in modules.items()}, rules or {}, freeze)
     tensors = _tensors(model)
     _check_freeze(freeze, [*modules, *tensors])
-    with _untouched(model), remembered(model), _plain_kernels():
+    with _untouched(model), remembered(model, watch.values), _plain_kernels():
         dims, used = _run(model, watch, tensors, example_inputs)
     live = {name: axes for name, axes in dims.items() if name in used}
     units, names = couple(watch.axes, live)

@@ -28,7 +28,8 @@ from lessen.errors import LessenError
 from lessen.structure.axes import Axes, Axis, describe, pinned
 from lessen.structure.rules import RULES, Call, Rule, elementwise, is_pointwise
 from lessen.structure.rules.call import Book
-from lessen.structure.sizes import Size, shape_of
+from lessen.structure.sizes import Formula, Size, attributes_in, evaluate, shape_of
+from lessen.structure.zeros import Zeros
 
 
 @dataclass(frozen=True)
@@ -77,12 +78,22 @@ class Watch(Book):
         self.residual: dict[str, None] = {}
         self.notes: dict[str, None] = {}
         self.sites: list[Site] = []
+        self.values: list[Formula] = []
         self.touched: set[int] = set()
         self._of: WeakIdKeyDictionary = WeakIdKeyDictionary()
         self._static: WeakIdKeyDictionary = WeakIdKeyDictionary()
         self._memory: dict[int, list[Tensor]] = {}
         self._lines: WeakIdKeyDictionary = WeakIdKeyDictionary()
         self._clock = 0
+        self.zeros = Zeros()
+
+    def constants(self) -> list[Site]:
+        """Sizes whose values were used in arithmetic, as sites that cannot change."""
+        return [
+            Site("", "arithmetic", (Size(n, formula),), (self.axes.leaf(n, pin="its value is used"),))
+            for formula in dict.fromkeys(self.values)
+            if (n := evaluate(formula, lambda a: 0, lambda a: a.size)) >= 0 and not any(True for _ in attributes_in(formula))
+        ]
 
     @property
     def module(self) -> str:
@@ -94,6 +105,7 @@ class Watch(Book):
         self._of[tensor] = list(axes)
         self._static[tensor] = static
         if static:
+            self.zeros.name(tensor, axes)
             self._memory.setdefault(_memory(tensor), []).append(tensor)
 
     def axes_of(self, tensor: Tensor) -> list[Axis]:
@@ -139,6 +151,7 @@ class Watch(Book):
         for known in self._memory.get(_memory(tensor), []):
             if known.shape == tensor.shape and known.stride() == tensor.stride() and known.storage_offset() == tensor.storage_offset():
                 self._static[tensor] = True
+                self.zeros.name(tensor, self._of[known])
                 return self._of[known]
         return None
 
@@ -163,6 +176,7 @@ class Watch(Book):
             self._enter(call, tensor, row, static)
         if not static:
             self._descend(call, outs)
+        self.zeros.see(call, outs)
 
     def _enter(self, call: Call, tensor: Tensor, row: list[Axis], static: bool) -> None:
         shape = tuple(tensor.shape)
@@ -306,9 +320,13 @@ class _Calls(TorchFunctionMode):
         if name in ("__get__", "size") and (func == _SHAPE or func == torch.Tensor.size):
             axes = self.watch.axes_of(args[0])
             if isinstance(out, torch.Size):
-                return shape_of(out, axes)
+                return shape_of(out, axes, self.watch.values)
             dim = kwargs.get("dim", args[1] if len(args) > 1 else None)
-            return Size(out, axes[dim]) if isinstance(dim, int) else out
+            return Size(out, axes[dim], self.watch.values) if isinstance(dim, int) else out
+        if name in _VALUES:
+            for value in (*args, *kwargs.values()):
+                if isinstance(value, Size):
+                    value.use()
         note = _NOTES.get(name)
         if note is not None:
             for sizes, axes in note(self.watch, args, kwargs, out):
@@ -403,7 +421,34 @@ def _normal_shape(watch: Watch, args: Any, kwargs: Any, out: Any) -> Found:
     return [(sizes, watch.axes_of(out)[-len(sizes) :])] if sizes else []
 
 
+def _attention(watch: Watch, args: Any, kwargs: Any, out: Any) -> Found:
+    """scaled_dot_product_attention without a scale divides by the root of the number of features."""
+    if kwargs.get("scale") is None:
+        axis = watch.axes_of(args[0] if args else kwargs["query"])[-1]
+        watch.values.append(axis)
+    return []
+
+
+def _multi_head(watch: Watch, args: Any, kwargs: Any, out: Any) -> Found:
+    """multi_head_attention_forward(query, key, value, embed_dim, num_heads, ...) wants heads times features to be the width."""
+    if len(args) < 12 or not isinstance(args[11], Tensor):
+        return []
+    width, inside = watch.axes_of(args[0])[-1], watch.axes_of(args[11])[1]
+    watch.axes.cause = f"multi_head_attention_forward in {watch.module or 'the model'}"
+    watch.axes.unify(width, inside)
+    pair = watch.axes.factor(inside, args[4])
+    return [([args[3]], [width]), *([([args[4]], [pair[0]])] if pair else [])]
+
+
+_VALUES = frozenset(
+    f"{under}{name}{under}"
+    for name in ("mul", "rmul", "div", "truediv", "rtruediv", "true_divide", "add", "sub", "rsub", "pow", "rpow")
+    for under in ("", "__")
+)
+
 _NOTES: dict[str, Any] = {
+    "scaled_dot_product_attention": _attention,
+    "multi_head_attention_forward": _multi_head,
     **dict.fromkeys(
         ("view", "reshape", "expand", "zeros", "ones", "full", "empty", "randn", "new_zeros", "new_ones", "new_empty"), _whole_shape
     ),
