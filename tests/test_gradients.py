@@ -1,5 +1,6 @@
 """Statistics of gradients, inputs and angles on whole models, against autograd and loops; and what they cost in memory."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -11,17 +12,17 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import lessen
-from lessen.core.unit import Slice, Unit
+from lessen.core.unit import Unit
 from lessen.errors import LessenError
+from lessen.models.module import InMemory
+from lessen.stats.accumulators import InputNorm, InputVariance
 from lessen.stats.angles import AngleEntropy
 from lessen.stats.gradients import Collecting, MaskFisher, MaskTaylor, WeightTaylor, collect
 from lessen.stats.inputs import Read
 from lessen.stats.inputs import collect as collect_inputs
-from lessen.stats.accumulators import InputNorm, InputVariance
 from lessen.stats.objectives import IGNORED, Predicted, TokenFilter, default_objective, named
 from lessen.stats.whole import survey
 from lessen.structure.decoder import units as decoder_units
-from lessen.models.module import InMemory
 from tests.decoders import decoder, tokens
 
 
@@ -239,7 +240,8 @@ def test_memory_beside_a_model_stays_under_half_of_it_or_under_its_size_where_gr
 
     Without checkpointing and freeing, gradients, their products with the weights and the activations come to more than two.
     """
-    done = subprocess.run([sys.executable, "-c", MEMORY], capture_output=True, text=True, check=True)
+    settings = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536"}  # tensors go back to the system at once: what is measured is what is held
+    done = subprocess.run([sys.executable, "-c", MEMORY], capture_output=True, text=True, check=True, env=settings)
     summed, in_parts, switches = (float(line) for line in done.stdout.split())
-    # On top of the sums: one gradient and its product on their way, and what the allocator holds back.
-    assert summed < 1.4 and in_parts < 0.7 and switches < 0.45, done.stdout
+    # On top of the sums: one gradient and its product on their way, and the activations of one block.
+    assert summed < 1.3 and in_parts < 0.5 and switches < 0.35, done.stdout

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from lessen.core.apply import apply
-from lessen.core.edit import Drop, Edit, Keep
+from lessen.core.edit import Drop, Edit, Keep, Resize
 from lessen.core.event import Event, Listener
 from lessen.core.record import Record
 from lessen.core.unit import Unit, View
@@ -29,6 +29,8 @@ from lessen.methods.ukmp import UKMP
 from lessen.stats.gradients import Collecting
 from lessen.stats.objectives import Objective
 from lessen.stats.whole import survey
+from lessen.structure.check import check
+from lessen.structure.resize import expressible, resizes
 from lessen.structure.trace import Structure, trace
 from lessen.targets.cost import Cost, Goal, bytes_of, parameters
 from lessen.targets.latency import Latency, Table, measured, preferred_multiple
@@ -41,6 +43,7 @@ WIDTHS = ("ffn", "channels", "kv_group", "heads")
 _OF: dict[str, Counted] = {"parameters": "parameters", "bytes": "bytes", "macs": "macs", "latency": "milliseconds"}
 _NAMES = {counted: name for name, counted in _OF.items()}
 LATENCY_ATTEMPTS = 3
+PROVED = 20_000_000
 
 
 @dataclass(frozen=True)
@@ -79,7 +82,7 @@ def prune(
     losses: Objective | None = None,
     units: Structure | Sequence[Unit] | None = None,
     uniform: bool = False,
-    time_it: bool = True,
+    prove: bool | None = None,
     on_event: Listener | None = None,
 ) -> Pruned:
     """Make a smaller copy of a model.
@@ -92,7 +95,7 @@ def prune(
         to: the budget: "20%" goes, "0.8x" stays, "30MB", "12ms", "1.2GMACs", "30% macs"; None: the method's own ratio.
         losses: from model and batch to a loss, or to named losses of several tasks; None: what the batch speaks of.
         units: what may be cut: a structure (of which widths inside blocks are taken) or a list of units (all of them); None: traced.
-        time_it: measure a forward before and after, and say so if the smaller model is not faster.
+        prove: compare the smaller model with the masked one in float64, and time both; None: the proof up to 20 M parameters.
         uniform: narrow equal places of all blocks by the same amount, so that stock loaders take the result.
         on_event: hears of progress.
 
@@ -110,38 +113,60 @@ def prune(
     method = UKMP() if method is None else method
     started = time.perf_counter()
     structure = trace(model, example_inputs) if units is None else units
+    if isinstance(structure, Structure):
+        structure = expressible(model, structure)
     chosen = _chosen(structure, method)
     tensors = dict(model.named_parameters(remove_duplicate=False))
     method, goal, notes = _goal(model, _caller(model, example_inputs), chosen, method, to, uniform)
     how = method.collecting(losses) if hasattr(method, "collecting") else Collecting(losses)
     stats, tasks = survey(model, chosen, method.needs, batches, how, on_event)
     views = [_view(unit, tensors) for unit in chosen]
-    edits, smaller = _attempts(model, example_inputs, method, views, stats, chosen, goal)
+    proof = prove is True or (prove is None and isinstance(structure, Structure) and sum(p.numel() for p in tensors.values()) <= PROVED)
+    cutting = _Cutting(model, example_inputs, structure, chosen, proof)
+    edits, smaller = _attempts(cutting, method, views, stats, goal)
     before, after = _sizes(model), _sizes(smaller)
     if goal is not None and goal.cost.name == "macs":
         before["macs"], after["macs"] = goal.cost.whole, macs(smaller, _caller(smaller, example_inputs), ()).whole
-    if time_it or (goal is not None and goal.cost.name == "milliseconds"):
+    if prove is not False or (goal is not None and goal.cost.name == "milliseconds"):
         notes += _timed(model, smaller, example_inputs, before, after)
     seconds = (time.perf_counter() - started) / max(1, len(edits))
     if on_event:
         on_event(Event("prune", len(edits), len(edits), f"{before['parameters']:,.0f} parameters, then {after['parameters']:,.0f}"))
     kept = {edit.unit.name: edit.indices for edit in edits if isinstance(edit, Keep)}
-    records = tuple(record(edit, method, seconds) for edit in edits)
+    records = tuple(record(edit, method, seconds) for edit in edits if not isinstance(edit, Resize))
     return Pruned(smaller, tuple(edits), records, tuple(chosen), kept, before, after, tasks, tuple(notes))
 
 
+@dataclass(frozen=True)
+class _Cutting:
+    """How decisions become a smaller model."""
+
+    model: nn.Module
+    example: Any
+    structure: Structure | Sequence[Unit]
+    units: Sequence[Unit]
+    proof: bool
+
+    def __call__(self, edits: Sequence[Edit]) -> tuple[list[Edit], nn.Module]:
+        """The edits on whole units, with the numbers that modules keep for themselves, and the model that they make."""
+        by_name = {unit.name: unit for unit in self.units}
+        edits = [replace(edit, unit=by_name[edit.unit.name]) if isinstance(edit, Keep | Drop) else edit for edit in edits]
+        if isinstance(self.structure, Structure):
+            edits = resizes(self.model, self.structure, edits)
+        if self.proof:
+            return edits, check(self.model, edits, self.example)
+        smaller = apply(copy.deepcopy(self.model), edits)
+        _runs(smaller, self.example)
+        return edits, smaller
+
+
 def _attempts(
-    model: nn.Module, example: Any, method: Any, views: Sequence[View], stats: Sequence[Any], units: Sequence[Unit], goal: Goal | None
+    cutting: _Cutting, method: Any, views: Sequence[View], stats: Sequence[Any], goal: Goal | None
 ) -> tuple[list[Edit], nn.Module]:
     """Decide and cut; where milliseconds are promised, measure, and decide again on a tighter table value if they were missed."""
-    by_name = {unit.name: unit for unit in units}
 
     def attempt(wanted: Goal | None) -> tuple[list[Edit], nn.Module]:
-        edits = method.decide(views, stats, wanted) if isinstance(method, Budget) else method.decide(views, stats)
-        edits = [replace(edit, unit=by_name[edit.unit.name]) if isinstance(edit, Keep | Drop) else edit for edit in edits]
-        smaller = apply(copy.deepcopy(model), edits)
-        _runs(smaller, example)
-        return edits, smaller
+        return cutting(method.decide(views, stats, wanted) if isinstance(method, Budget) else method.decide(views, stats))
 
     edits, smaller = attempt(goal)
     if goal is None or goal.cost.name != "milliseconds":
@@ -149,11 +174,14 @@ def _attempts(
     wanted = goal
     for _ in range(LATENCY_ATTEMPTS - 1):
         with evaluating(smaller):
-            now = measured(_caller(smaller, example), next(model.parameters()).device, enough=1.0)
+            now = measured(_caller(smaller, cutting.example), next(smaller.parameters()).device, enough=1.0)
         if now <= 1.02 * goal.value:
             break
         wanted = replace(wanted, value=wanted.value * goal.value / now)
-        edits, smaller = attempt(wanted)
+        try:
+            edits, smaller = attempt(wanted)
+        except UsageError:  # the table says that nothing more can be had; the measurement is what is reported
+            break
     return edits, smaller
 
 

@@ -17,7 +17,7 @@ separate steps of a recipe, each with its own ratio, instead of one ranking of b
 Beware: architectures whose configuration has no switch for such a bias (Qwen2, Mistral, Phi-3) need `bias=False` for stock loaders.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -31,6 +31,7 @@ from lessen.methods.budget import Budget
 from lessen.methods.ranking import Rules
 from lessen.stats.accumulators import InputMean, InputVariance
 from lessen.stats.inputs import Read
+from lessen.stats.readers import Reader, output_axis
 from lessen.structure.decoder import writer
 from lessen.targets.cost import Goal
 
@@ -75,10 +76,10 @@ class FLAP(Budget):
     def compensated(self, edits: Sequence[Edit], views: Sequence[View], stats: Sequence[Stats]) -> list[Edit]:
         """Every `Keep` with the biases that make up for it.
 
-        Biases come first where readers may be narrowed by another unit themselves: they are then cut along.
+        A layer that reads several units makes up for all of them in one bias, which is cut where its outputs are.
         """
         units = {edit.unit.name: edit for edit in edits if isinstance(edit, Keep)}
-        before: dict[str, Replace] = {}
+        biases: dict[str, tuple[Reader, Replace]] = {}
         found: list[Edit] = []
         for view, stat in zip(views, stats, strict=True):
             if (edit := units.get(view.unit.name)) is None:
@@ -90,10 +91,10 @@ class FLAP(Budget):
             for read in stat[Read]:
                 seen = _with_bias(read, view)
                 own = f"{read.reader.part.name.removesuffix('.weight')}.bias"
-                if own in before:  # a layer that reads two units
-                    seen = View(seen.unit, {**seen.tensors, own: before[own].weight})
-                before[own] = self.compensation(seen, read.stats, edit.indices)
-        return [*before.values(), *found]
+                if own in biases:
+                    seen = View(seen.unit, {**seen.tensors, own: biases[own][1].weight})
+                biases[own] = read.reader, self.compensation(seen, read.stats, edit.indices)
+        return [*found, *(Replace(bias.name, bias.weight[_outputs(reader, units.values())]) for reader, bias in biases.values())]
 
     def compensation(self, view: View, stats: Stats, stay: Tensor) -> Replace:
         """The bias that carries the mean of everything but the channels `stay`."""
@@ -115,3 +116,15 @@ def _with_bias(read: Read, view: View) -> View:
     summed = weight.reshape(outputs, -1, weight.shape[1]).sum(1)
     bias = f"{part.name.removesuffix('.weight')}.bias"
     return View(seen.unit, {part.name: summed} | ({bias: view.tensors[bias]} if bias in view.tensors else {}))
+
+
+def _outputs(reader: Reader, keeps: Iterable[Keep]) -> Tensor:
+    """The outputs of a layer that are left after the cuts, as a mask."""
+    stay = torch.ones(reader.outputs, dtype=torch.bool)
+    for keep in keeps:
+        for part in keep.unit.slices:
+            if part.name == reader.part.name and part.axis == output_axis(reader.module):
+                lost = torch.ones(keep.unit.size, dtype=torch.bool)
+                lost[keep.indices] = False
+                stay[part.indices(keep.unit.size)[lost].flatten()] = False
+    return stay
