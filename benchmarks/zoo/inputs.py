@@ -61,6 +61,8 @@ def _sizes(config: Any) -> list[tuple[int, int]]:
 
 
 def _image(model: Any) -> Iterator[dict[str, Any]]:
+    if "spatial_shapes" in accepts(model):
+        yield _with(model, _patches(model))
     for height, width in _sizes(model.config):
         for channels in (3, 1):
             base = {"pixel_values": _noise(_BATCH, channels, height, width)}
@@ -69,6 +71,13 @@ def _image(model: Any) -> Iterator[dict[str, Any]]:
                 yield _with(model, base | {"task_inputs": _ids(8)})
         if "inputs" in accepts(model):
             yield {"inputs": _noise(_BATCH, 3, height, width)}
+
+
+def _patches(model: Any) -> dict[str, Any]:
+    """Images as lists of patches, with the shape of their grid."""
+    vision = getattr(model.config, "vision_config", None) or model.config
+    flat = _noise(_BATCH, 16, 3 * vision.patch_size**2)
+    return {"pixel_values": flat, "spatial_shapes": torch.tensor([[4, 4]] * _BATCH), "pixel_attention_mask": torch.ones(_BATCH, 16, dtype=torch.int64)}
 
 
 def _sound(model: Any) -> Iterator[dict[str, Any]]:
@@ -130,11 +139,13 @@ def _pixels(model: Any, taken: set[str]) -> Iterator[dict[str, Any]]:
             flat = _noise(_BATCH * side * side, channels * depth * patch * patch)
             yield {"pixel_values": flat, "image_grid_thw": torch.tensor([[1, side, side]] * _BATCH)}
             yield {"pixel_values": flat.view(-1, channels, patch, patch) if depth == 1 else flat, "image_grid_thw": torch.tensor([[1, side, side]] * _BATCH)}
+    if "spatial_shapes" in taken:
+        yield _patches(model)
     for height, width in _sizes(model.config):
         base: dict[str, Any] = {"pixel_values": _noise(_BATCH, 3, height, width)}
         if "image_sizes" in taken:
             yield {"pixel_values": _noise(_BATCH, 3, 3, height, width), "image_sizes": torch.tensor([[height, 2 * width]] * _BATCH)}
-            base["image_sizes"] = torch.tensor([[height, width]] * _BATCH)
+            yield base | {"image_sizes": torch.tensor([[height, width]] * _BATCH)}
         yield base
         yield {"pixel_values": _noise(_BATCH, 1, 3, height, width)}
     if "flattened_patches" in taken:

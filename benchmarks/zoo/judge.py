@@ -38,6 +38,7 @@ def judge(original: nn.Module, smaller: nn.Module, inputs: Any) -> dict[str, Any
     except Exception as error:
         raise Wrong(f"does not run: {type(error).__name__}: {error}"[:300]) from error
     masked = copy.deepcopy(original)
+    untied = _untie(masked, smaller)
     _mask(masked, smaller)
     with KeptNorms(cut_sizes(dict(original.named_parameters()), dict(smaller.named_parameters()))):
         wanted = run(masked, inputs)
@@ -49,7 +50,6 @@ def judge(original: nn.Module, smaller: nn.Module, inputs: Any) -> dict[str, Any
     worst = max((float(torch.nan_to_num(a - b).abs().max()) / max(1.0, float(torch.nan_to_num(b).abs().max())) for a, b in pairs), default=1.0)
     if worst > TOLERANCE:
         raise Wrong(f"differs from the masked model by {worst:.2g}", silent=True)
-    _tied(original, smaller)
     try:
         described(copy.deepcopy(smaller))
     except LessenError as error:
@@ -57,6 +57,8 @@ def judge(original: nn.Module, smaller: nn.Module, inputs: Any) -> dict[str, Any
     removed = 1 - after / before
     if removed < REMOVED:
         raise Wrong(f"only {removed:.1%} of the parameters removed")
+    if untied:
+        raise Wrong(f"right, but {untied[0]} and {untied[1]} are no longer tied", silent=True)
     return {"removed": round(removed, 3), "difference": float(f"{worst:.2g}")}
 
 
@@ -68,12 +70,18 @@ def _mask(masked: nn.Module, smaller: nn.Module) -> None:
     """Zero what the smaller model lacks."""
     own = dict(smaller.named_parameters(remove_duplicate=False))
     for name, parameter in masked.named_parameters():
-        if name not in own:
-            raise Wrong(f"{name} is gone")
+        if name not in own and (name := _same(masked, name, own)) is None:
+            raise Wrong("a parameter is gone")
         kept = indices(parameter.detach(), own[name].detach(), name)
         mask = torch.zeros_like(parameter)
         mask[torch.meshgrid(*kept, indexing="ij")] = 1
         parameter.data = parameter.data * mask
+
+
+def _same(masked: nn.Module, name: str, own: dict[str, Any]) -> str | None:
+    """Another name of a shared parameter."""
+    wanted = dict(masked.named_parameters())[name]
+    return next((n for n, p in masked.named_parameters(remove_duplicate=False) if p is wanted and n in own), None)
 
 
 def indices(whole: Tensor, part: Tensor, name: str) -> list[Tensor]:
@@ -100,11 +108,18 @@ def indices(whole: Tensor, part: Tensor, name: str) -> list[Tensor]:
     return kept
 
 
-def _tied(original: nn.Module, smaller: nn.Module) -> None:
+def _untie(masked: nn.Module, smaller: nn.Module) -> list[str]:
+    """Give tensors that share one in the original, but not in the smaller model, one each; the names of some of them."""
     groups: dict[int, list[str]] = {}
-    for name, parameter in original.named_parameters(remove_duplicate=False):
+    for name, parameter in masked.named_parameters(remove_duplicate=False):
         groups.setdefault(id(parameter), []).append(name)
     own = dict(smaller.named_parameters(remove_duplicate=False))
+    found: list[str] = []
     for names in groups.values():
         if len({id(own[name]) for name in names if name in own}) > 1:
-            raise Wrong(f"{names[0]} and {names[1]} are no longer tied", silent=True)
+            found = found or names
+            for name in names:
+                path, _, key = name.rpartition(".")
+                module = masked.get_submodule(path)
+                module._parameters[key] = nn.Parameter(getattr(module, key).detach().clone())
+    return found

@@ -7,25 +7,29 @@ alike, each with sizes of its own.
 """
 
 import re
+from math import log2
 from typing import Any
 
+_HEADS = 8
 # First match wins; the value is an upper bound, so that small originals stay.
 _RULES: list[tuple[str, int | None]] = [
     # Numbers that are no sizes.
     (r".*(_cost|_coefficient|_ignore_index|_interval|_theta|_seed|seed|_rate|sampling_rate|temperature.*|_idx|_beams|base_period)$", None),
     (r"(chunk_size_feed_forward|chunk_size_lm_head|pretraining_tp|scale_factor|pixel_shuffle_factor|.*_stride|stride|.*kernel.*|.*dilation.*|.*expand.*|.*expansion.*|.*mult|.*ratio|.*_factor|.*padding.*|reduction)$", None),
-    (r"(vision_feature_layer|freeze_at|output_stride|encoder_stride|d_conv|.*conv_kernel.*|conv_L_cache|ngram|ngram_size|.*per_ngram|.*_offset|spatial_merge_size|.*patch_size|patch_size.*|num_labels|number_of_conv_states|.*temporal.*|depth_divis.*|cross_attn_k|n_group|topk_group|.*spatial.*|cca_time.)$", None),
+    (r"(vision_feature_layer|freeze_at|output_stride|encoder_stride|d_conv|.*conv_kernel.*|conv_L_cache|ngram|ngram_size|.*per_ngram|.*_offset|spatial_merge_size|.*patch_size|patch_size.*|num_labels|number_of_conv_states|.*temporal.*|depth_divis.*|cross_attn_k|.*spatial.*|cca_time.)$", None),
     # Counts of layers.
     (r"(num_hidden_layers|num_layers|n_layers?|encoder_layers|decoder_layers|.*num_hidden_layers|num_(en|de)coder_layers|num_blocks|depth|resampler_depth|.*encoder_layers|.*decoder_layers|.*num_layers|num_adapter_layers)$", 2),
     (r"(first_k_dense_replace|num_dense_layers|moe_layer_start_index|max_window_layers|num_kv_shared_layers|num_nextn_predict_layers|.*dense_replace|mlp_only_layers|num_mem_blocks)$", 1),
     (r"(decoder_sparse_step|encoder_sparse_step|moe_layer_interval|cross_attention_frequency|attn_layer_period|expert_layer_period|cross_layer_interval|no_rope_layer_interval|interleave_moe_layer_step|full_attention_interval|.*_pattern)$", 2),
     # Counts of heads and experts.
     (r".*(num_key_value_heads|num_kv_heads|kv_heads|num_key_value_attention_heads|multi_query_group_num|num_key_heads|query_groups)$", 4),
-    (r".*(attention_heads|num_heads|n_heads?|linear_num_value_heads|index_n_heads|_heads|nhead|resampler_heads)$", 8),
+    (r".*(attention_heads|num_heads|n_heads?|linear_num_value_heads|index_n_heads|_heads|nhead|resampler_heads)$", _HEADS),
     (r"(num_experts_per_tok|num_experts_per_token|moe_topk|top_k|topk|top_k_experts|moe_k|num_selected_experts|n_activated_experts|moe_num_active.*)$", 2),
     (r"(n_shared_experts|num_shared_experts|moe_num_shared_experts)$", 1),
     (r"(n_routed_experts|num_experts|num_local_experts|moe_num_experts|num_experts.*)$", 8),
     (r"(index_topk.*|index_block_size)$", 4),
+    (r"(n_group|num_expert_group)$", 2),
+    (r"topk_group$", 1),
     # Widths.
     (r"qk_nope_head_dim$", 24),
     (r"qk_head_dim$", 40),
@@ -34,16 +38,17 @@ _RULES: list[tuple[str, int | None]] = [
     (r"rotary_dim$", 8),
     (r"(moe_intermediate_size|moe_ffn_hidden_size|expert_ffn_hidden_size|.*moe.*intermediate_size)$", 40),
     (r"(shared_expert_intermediate_size|shared_intermediate_size|.*shared.*intermediate_size)$", 56),
-    (r"(intermediate_size.*|ffn_dim|d_ff|.*ffn_dim|n_inner|.*intermediate_size|ffn_hidden_size|d_inner|mlp_dim|feed_forward.*|.*ffn_hidden.*)$", 96),
+    (r"(intermediate_size.*|ffn_dim|d_ff|.*ffn_dim|n_inner|.*intermediate_size|ffn_hidden_size|d_inner|mlp_dim|feed_forward.*|.*ffn_hidden.*)$", 192),
     (r"(kv_lora_rank)$", 24), (r"(q_lora_rank)$", 48), (r".*lora_rank$", 32), (r".*_rank$", 8),
     (r"(.*state_size|.*d_state)$", 8),
-    (r"(mamba_d_ssm)$", 128),
+    (r"(mamba_d_ssm)$", 256),
     (r"(vocab_size|.*vocab_size.*|n_token)$", 200),
     (r"(embedding_size)$", 24),
-    (r"(projection_dim|projector_hidden_size|out_hidden_size|output_dim|.*proj.*(dim|size))$", 64),
-    (r"(hidden_size|d_model|n_embd|hidden_dim|dim|embed_dim|embedding_dim|.*hidden_size|.*_d_model|emb_dim|d_latents|.*hidden_dim|lru_width|width|encoder_dim|decoder_dim|.*embed_dim|dim_model|model_dim|text_embed_dim)$", 64),
+    (r"(projection_dim|projector_hidden_size|out_hidden_size|output_dim|.*proj.*(dim|size))$", 128),
+    (r"(hidden_size|d_model|n_embd|hidden_dim|dim|embed_dim|embedding_dim|.*hidden_size|.*_d_model|emb_dim|d_latents|.*hidden_dim|lru_width|width|encoder_dim|decoder_dim|.*embed_dim|dim_model|model_dim|text_embed_dim)$", 128),
     # Lengths and images.
-    (r"(image_size|img_size|max_img_size|resolution|pretrain_image_size|crop_size)$", 32),
+    (r"window_size$", 2),
+    (r"(image_size|img_size|max_img_size|resolution|pretrain_image_size|crop_size)$", 64),
     (r"(max_position_embeddings|n_positions|max_seq_len|max_.*position.*|max_length|n_ctx|context_length|position_embedding_size|.*max_pos.*)$", 96),
     (r"(.*sliding_window.*|attention_window.*|window_size|local_attention|attention_chunk_size|block_size|chunk_size|.*_window|attention_window_size)$", 8),
     (r"(num_queries|.*num_queries|num_detection_tokens|num_query_tokens|num_latents|.*num_proposals|num_denoising)$", 10),
@@ -59,6 +64,8 @@ _CHANNEL_LISTS = re.compile(r".*(hidden_sizes|embed_dims?|channels|conv_dim|_siz
 def _number(name: str, value: int) -> int:
     for pattern, bound in _COMPILED:
         if pattern.fullmatch(name):
+            if bound == _HEADS and "head" in name and 4 < value < _HEADS:
+                return _HEADS
             return value if bound is None else min(value, bound)
     return value if value < 64 else max(8, min(64, value // 16 // 8 * 8))
 
@@ -66,22 +73,57 @@ def _number(name: str, value: int) -> int:
 def _sequence(name: str, values: list[Any]) -> list[Any]:
     if name in ("depths", "num_blocks", "encoder_depths", "decoder_depths", "stage_num_blocks", "block_repeats", "stage_numb_of_layers", "layers", "num_block_repeats"):
         return [min(v, 2) if i == 0 else 1 for i, v in enumerate(values)]
-    if re.fullmatch(r".*(indices|indexes|_idxs|_layers|layer_ids|hook_ids|feature_layer|conv_stride|kernel.*|.*ratios?|strides?|.*_idx|block_sizes|patch_sizes|_hook.*)", name):
+    if re.fullmatch(r"(in_channels|out_channels|.*(indices|indexes|_idxs|_layers|layer_ids|hook_ids|feature_layer|conv_stride|kernel.*|.*ratios?|strides?|.*_idx|block_sizes|patch_sizes|_hook.*))", name):
         return values
-    if _CHANNEL_LISTS.fullmatch(name) and all(isinstance(v, int) for v in values):
-        return [v if v <= 8 else max(16, v // 8 // 8 * 8) for v in values]
-    if re.fullmatch(r".*heads", name):
-        return values
+    if name == "stem_channels":
+        return [v if v <= 3 else v // 8 for v in values]
+    if _CHANNEL_LISTS.fullmatch(name) and max(values) >= 128:
+        scale = min(8, 1 << int(log2(max(values) / 128)))
+        return values if any(v % scale for v in values) else [v // scale for v in values]
     return values
+
+
+_SECTIONS = ("mrope_section", "mrope_interleaved_section")
+
+
+def _rotary(value: Any, scale: int) -> Any:
+    """Rotary parameters with sections that fit heads that are `scale` times smaller."""
+    if not isinstance(value, dict):
+        return value
+    out = {k: _rotary(v, scale) for k, v in value.items()}
+    for key in _SECTIONS:
+        if isinstance(out.get(key), list | tuple):
+            parts = [max(1, int(v) // scale) for v in out[key]]
+            short = sum(out[key]) // scale - sum(parts)
+            out[key] = [v + (short if i == 1 else 0) for i, v in enumerate(parts)]
+    return out
 
 
 def shrink(config: Any) -> dict[str, Any]:
     """Fields of a configuration that change when it is made tiny, nested ones as dicts that name their `model_type`."""
     changes: dict[str, Any] = {}
+    own = vars(config)
+    heads = own.get("num_attention_heads")
+    head_dim = own.get("head_dim") or ((own.get("hidden_size") or 0) // heads if isinstance(heads, int) and heads else 0)
     for name, value in list(vars(config).items()):
+        if name in ("rope_parameters", "rope_scaling") and isinstance(value, dict) and any(key in str(value) for key in _SECTIONS):
+            changes[name] = _rotary(value, max(1, (head_dim or 128) // 16))
+            continue
+        if name == "rope_parameters" and isinstance(value, dict) and re.search(r"(vl|4v|46v|ocr|omni)\w*text|omni", config.model_type):
+            half = int(8 * value.get("partial_rotary_factor", 1.0))
+            changes[name] = value | {"mrope_section": [half // 4, half // 4, half - 2 * (half // 4)]}
+            continue
+        if re.fullmatch(r".*num_key_value_heads|.*kv_heads", name) and isinstance(value, int) and value == heads:
+            changes[name] = _number("num_heads", value)
+            continue
+        if isinstance(value, int) and re.fullmatch(r"embed_dim|hidden_size", name) and isinstance(first := _first_heads(config), int):
+            changes[name] = 8 * first
+            continue
         if name.startswith("_") or isinstance(value, bool) or name in ("id2label", "label2id", *LAYER_LISTS):
             continue
-        if hasattr(value, "to_dict"):
+        if getattr(value, "model_type", None) == "timm_backbone":
+            changes[name] = _BACKBONE
+        elif hasattr(value, "to_dict"):
             changes[name] = {"model_type": value.model_type} | shrink(value)
         elif _SPECIAL.fullmatch(name):
             continue
@@ -91,7 +133,27 @@ def shrink(config: Any) -> dict[str, Any]:
         elif isinstance(value, list | tuple) and value and all(isinstance(v, int) and not isinstance(v, bool) for v in value):
             if (shorter := _sequence(name, list(value))) != list(value):
                 changes[name] = shorter
+    stages = own.get("_out_features")
+    if isinstance(stages, list) and len(stages) > 1 and isinstance(own.get("num_hidden_layers"), int):
+        # A backbone that hands out several of its layers keeps as many as it hands out.
+        changes |= {"num_hidden_layers": len(stages), "out_features": [f"stage{i + 1}" for i in range(len(stages))]}
+        changes.pop("out_indices", None)
     return changes
+
+
+_BACKBONE = {
+    "model_type": "resnet",
+    "embedding_size": 16,
+    "hidden_sizes": [16, 24, 32, 48],
+    "depths": [1, 1, 1, 1],
+    "out_features": ["stage2", "stage3", "stage4"],
+}
+
+
+def _first_heads(config: Any) -> int | None:
+    """Heads of the first stage, where stages differ."""
+    heads = vars(config).get("num_heads")
+    return heads[0] if isinstance(heads, list | tuple) and heads and isinstance(heads[0], int) else None
 
 
 def tiny(config_class: Any) -> Any:

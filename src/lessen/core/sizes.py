@@ -20,6 +20,8 @@ _PLACE = re.compile(r"(.*?)(?:\[(\d+)\])?")
 def refresh(module: nn.Module) -> None:
     """Let a layer of PyTorch say the sizes that its tensors have."""
     weight = module._parameters.get("weight")
+    if isinstance(module, nn.MultiheadAttention) and module._qkv_same_embed_dim:
+        module.kdim = module.vdim = module.embed_dim
     if isinstance(module, nn.RNNBase):
         _refresh_recurrent(module)
     if weight is None:

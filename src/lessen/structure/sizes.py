@@ -55,11 +55,34 @@ class Size(int):
     """
 
     formula: Formula
+    book: list[Formula] | None
 
-    def __new__(cls, value: int, formula: Formula) -> "Size":
+    def __new__(cls, value: int, formula: Formula, book: "list[Formula] | None" = None) -> "Size":
         made = int.__new__(cls, value)
         made.formula = formula
+        made.book = book
         return made
+
+    def use(self) -> int:
+        """The plain value, for a computation that is not about sizes: a scale of one over the root of the width. It must not change."""
+        if self.book is not None:
+            self.book.append(self.formula)
+        return int(self)
+
+    def __float__(self) -> float:
+        return float(self.use())
+
+    def __pow__(self, other: Any) -> Any:
+        return self.use() ** other
+
+    def __rpow__(self, other: Any) -> Any:
+        return other ** self.use()
+
+    def __truediv__(self, other: Any) -> Any:
+        return self.use() / other
+
+    def __rtruediv__(self, other: Any) -> Any:
+        return other / self.use()
 
     def __reduce__(self) -> Any:
         return int, (int(self),)
@@ -71,7 +94,7 @@ class Size(int):
         return self
 
     def __neg__(self) -> "Size":
-        return Size(-int(self), ("-", 0, self.formula))
+        return Size(-int(self), ("-", 0, self.formula), self.book)
 
     def __abs__(self) -> int:
         return self if self >= 0 else -self
@@ -83,13 +106,13 @@ def _arithmetic(name: str, word: str) -> None:
 
     def forward(self: Size, other: Any) -> Any:
         if not isinstance(other, int):
-            return plain(self, other)
-        return Size(apply(int(self), int(other)), (word, self.formula, formula_of(other)))
+            return plain(self, other) if not isinstance(other, float) else getattr(float(self), f"__{name}__")(other)
+        return Size(apply(int(self), int(other)), (word, self.formula, formula_of(other)), self.book)
 
     def backward(self: Size, other: Any) -> Any:
         if not isinstance(other, int):
-            return plain_right(self, other)
-        return Size(apply(int(other), int(self)), (word, formula_of(other), self.formula))
+            return plain_right(self, other) if not isinstance(other, float) else getattr(float(self), f"__r{name}__")(other)
+        return Size(apply(int(other), int(self)), (word, formula_of(other), self.formula), self.book)
 
     setattr(Size, f"__{name}__", forward)
     setattr(Size, f"__r{name}__", backward)
@@ -129,14 +152,19 @@ def attributes_in(formula: Formula) -> Iterator[Attribute]:
         yield from attributes_in(formula[2])
 
 
-def shape_of(shape: Sequence[int], axes: Sequence[Axis]) -> torch.Size:
+def shape_of(shape: Sequence[int], axes: Sequence[Axis], book: list[Formula]) -> torch.Size:
     """A shape whose numbers know their axes."""
-    return torch.Size([Size(n, axis) for n, axis in zip(shape, axes, strict=True)])
+    return torch.Size([Size(n, axis, book) for n, axis in zip(shape, axes, strict=True)])
 
 
 @contextmanager
-def remembered(model: nn.Module) -> Iterator[None]:
-    """While it lasts, integers of modules and of configurations are Sizes; afterwards they are what they were."""
+def remembered(model: nn.Module, book: list[Formula]) -> Iterator[None]:
+    """While it lasts, integers of modules and of configurations are Sizes; afterwards they are what they were.
+
+    Args:
+        model: whose integers.
+        book: takes the formulae that are used for their value, not as sizes.
+    """
     before: list[tuple[dict[str, Any], dict[str, Any]]] = []
     seen: set[int] = set()
 
@@ -148,9 +176,9 @@ def remembered(model: nn.Module) -> Iterator[None]:
         marked: dict[str, Any] = {}
         for key, value in changed.items():
             if type(value) is int and value > 0:
-                marked[key] = Size(value, Attribute(owner, key))
+                marked[key] = Size(value, Attribute(owner, key), book)
             elif type(value) in (tuple, list) and value and all(type(v) is int for v in value):
-                marked[key] = type(value)(Size(v, Attribute(owner, f"{key}[{i}]")) for i, v in enumerate(value))
+                marked[key] = type(value)(Size(v, Attribute(owner, f"{key}[{i}]"), book) for i, v in enumerate(value))
             elif deep and is_configuration(value):
                 tag(f"config:{id(value)}", vars(value), True)
         before.append((space, {key: space[key] for key in marked}))

@@ -10,8 +10,10 @@ axis and unifies the axes that operations tie together. Then:
     parameters  and buffers of modules named in `freeze` are held
     the rest    whatever is left, and lives in a tensor that took part, is a `Unit`: its slices must be cut together
 
-A large model, or one on the meta device, runs on fake tensors: shapes alone, no memory, seconds for thirty layers. Its weights are not
-read, and where the code asks for values (experts that are looked up, masks that select rows) there is an error that says so.
+A large model, or one on the meta device, runs on fake tensors: shapes alone, no memory, seconds for thirty layers. Where its code asks
+for values (experts that are looked up, masks that select rows) it runs again on its weights, which are not copied; a model on the meta
+device has none, and there is an error that says so. With real weights there are two passes, the second with other values: what either
+ties together is tied, and a model that takes another way is refused.
 
 Afterwards the model is what it was, also if anything failed.
 """
@@ -122,11 +124,21 @@ def trace(
     [('0', 'channels', 8)]
     """
     modules = dict(model.named_modules())
-    watch = Watch({module: name for name, module in modules.items()}, rules or {}, freeze)
     tensors = _tensors(model)
     _check_freeze(freeze, [*modules, *tensors])
-    with _untouched(model), remembered(model, watch.values), _plain_kernels():
-        dims, used = _run(model, watch, tensors, example_inputs)
+
+    def watched(fake: bool) -> tuple[Watch, dict[str, list[Axis]], set[str]]:
+        watch = Watch({module: name for name, module in modules.items()}, rules or {}, freeze)
+        with _untouched(model), remembered(model, watch.values), _plain_kernels():
+            return watch, *_run(model, watch, tensors, example_inputs, fake)
+
+    try:
+        watch, dims, used = watched(_wants_fake(model))
+    except _NeedsValues as error:
+        if any(tensor.is_meta for tensor in tensors.values()):
+            raise
+        watch, dims, used = watched(fake=False)
+        watch.notes[f"traced with real weights, since without values there was {error.got}"] = None
     live = {name: axes for name, axes in dims.items() if name in used}
     units, names = couple(watch.axes, live)
     found = [*units, *experts(live), *layers(watch.residual, freeze)]
@@ -134,12 +146,16 @@ def trace(
     return Structure(
         units=tuple(found),
         held=held,
-        sites=tuple(watch.sites),
+        sites=(*watch.sites, *watch.constants()),
         notes=tuple(watch.notes),
         vocabulary=tuple(vocabulary(live)),
         dims={name: tuple(axes) for name, axes in dims.items()},
         leaves=names,
     )
+
+
+class _NeedsValues(LessenError):
+    """A pass on fake tensors that came to a question about values."""
 
 
 def _held(axis: Axis, used: bool) -> str | None:
@@ -173,12 +189,13 @@ def _check_freeze(freeze: Sequence[str], known: Sequence[str]) -> None:
             raise UsageError("trace", got=f"freeze={name!r}", wanted="a module, parameter or buffer", remedy=nearest(name, known))
 
 
-def _run(model: nn.Module, watch: Watch, tensors: Mapping[str, Tensor], example: Any) -> tuple[dict[str, list[Axis]], set[str]]:
+def _run(model: nn.Module, watch: Watch, tensors: Mapping[str, Tensor], example: Any, fake: bool) -> tuple[dict[str, list[Axis]], set[str]]:
     """Forward passes. Returns the axes of every parameter and buffer, and the names of those that took part."""
     args, kwargs = _arguments(example)
     with ExitStack() as stack:
+        stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.no_grad())
-        if _wants_fake(model):
+        if fake:
             mode = stack.enter_context(FakeTensorMode(allow_non_fake_inputs=True))
             stand_ins = {name: _fake(mode, tensor.detach()) for name, tensor in tensors.items()}
             examples = [(_map(args, lambda t: _fake(mode, t)), _map(kwargs, lambda t: _fake(mode, t)))]
@@ -259,7 +276,7 @@ def _call(model: nn.Module, watch: Watch, call: Callable[[], Any]) -> Any:
     except LessenError:
         raise
     except (DataDependentOutputException, DynamicOutputShapeException) as error:
-        raise LessenError(
+        raise _NeedsValues(
             watch.failed or where,
             got=f"{error}, which depends on values, in a model traced without values",
             wanted="shapes and ways that do not depend on data",
