@@ -67,6 +67,16 @@ def test_a_model_on_the_meta_device_gives_the_same_units():
     assert all(p.is_meta for p in model.parameters())
 
 
+def test_a_large_model_that_asks_for_values_is_traced_on_its_weights(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("lessen.structure.trace.FAKE_ABOVE", 0)
+    model = mixture()
+    structure = trace(model, {"input_ids": torch.arange(1, 13)[None]})
+    assert "traced with real weights" in structure.notes[-1]
+    assert any(unit.kind == "experts" for unit in structure.units)
+    with pytest.raises(LessenError, match="trace a small copy"):
+        trace(model.to("meta"), {"input_ids": torch.arange(1, 13)[None]})
+
+
 def test_frozen_parts_are_held():
     model = decoder("llama")
     structure = trace(model, {"input_ids": tokens(batch=1)}, freeze=["model.layers.1", "model.norm"])
