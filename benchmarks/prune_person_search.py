@@ -6,7 +6,7 @@ figures on CUHK-SYSU or PRW, which cannot be had here; the readers and the proto
 
 Every method gets the same network, the same budget, the same samples to look at, and the same training afterwards; the ranking is all that
 differs, and for SAMP-style the loss of the training: AdaptiveOIM instead of OIM. Its formulae are ours, the paper's are not public. Scores
-are divided by the parameters that leave with a channel, and every layer keeps a tenth of its channels, whatever the method.
+from gradients are divided by the multiply-accumulates that leave with a channel, and every layer keeps a tenth of its channels.
 
     uniform         every layer loses the same share; within a layer the smallest weights go
     magnitude       one ranking of all channels by their weights, divided by the layer's mean
@@ -188,9 +188,9 @@ def _smaller(found: Trained, method: str, percent: int, options: dict[str, Any])
     ask: Any = tasks.objective if method == SAMP_STYLE else lambda model, batch: tasks.total(training.run(model, batch), batch)
     chosen: dict[str, Any] = {
         "magnitude": Magnitude(across="model", normalise="mean", partition="unit"),
-        "Taylor": Taylor(at="switch"),
-        "Group-Fisher": Fisher(),
-        SAMP_STYLE: SAMP(),
+        "Taylor": Taylor(at="switch", per="cost"),
+        "Group-Fisher": Fisher(per="cost"),
+        SAMP_STYLE: SAMP(per="cost"),
     }
     to = f"{percent}% macs"
     made = lessen.prune(
@@ -201,7 +201,7 @@ def _smaller(found: Trained, method: str, percent: int, options: dict[str, Any])
         to=to,
         losses=ask,
         units=found.structure,
-        time_it=False,
+        prove=False,
     )
     return made.model, _sizes(made)
 
@@ -222,7 +222,7 @@ def _uniform(found: Trained, percent: int) -> tuple[nn.Module, Row]:
     tried: list[tuple[float, float, Any]] = []
     for _ in range(9):
         ratio = (low + high) / 2
-        made = lessen.prune(found.net, found.example, method=Magnitude(ratio=ratio, across="layer"), units=found.structure, time_it=False)
+        made = lessen.prune(found.net, found.example, method=Magnitude(ratio=ratio, across="layer"), units=found.structure, prove=False)
         left = macs(made.model, lambda m=made.model: m(found.example), ()).whole
         low, high = (ratio, high) if left > wanted else (low, ratio)
         tried.append((abs(left - wanted), left, made))

@@ -426,7 +426,7 @@ def test_the_network_is_pruned_by_its_two_tasks_and_masked_equals_sliced():
         maps = model(batch)
         return {"det": detection_loss(maps, [PEOPLE]), "reid": oim(*true_identities(maps, [PEOPLE]))}
 
-    pruned = lessen.prune(net, image, [image], method=SAMP(merge="max"), to="50% macs", losses=losses, time_it=False)
+    pruned = lessen.prune(net, image, [image], method=SAMP(merge="max"), to="50% macs", losses=losses)
     assert pruned.tasks == ("det", "reid")
     # a network of so few channels cannot be cut finer than a few per cent
     assert pruned.after["macs"] / pruned.before["macs"] == pytest.approx(0.5, abs=0.06)

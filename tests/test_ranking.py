@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from lessen.core.edit import Keep
 from lessen.core.unit import Slice, Unit, View
 from lessen.errors import UsageError
 from lessen.methods.budget import Budget, alike_name, parameters_per_channel, tower
@@ -191,6 +192,20 @@ def test_scores_can_be_taken_for_each_parameter():
             return torch.ones(view.unit.size)
 
     assert Plain(per="parameter").scores([view], [{}])[0].tolist() == [0.125] * 4
+
+
+def test_scores_can_be_taken_for_each_unit_of_the_budget():
+    """Two units of equal scores: those leave whose removal saves more of what is budgeted, not more parameters."""
+    of = units(4, 4)
+    views = [View(unit, {f"{unit.name}.up": torch.zeros(4, 3), f"{unit.name}.down": torch.zeros(3, 4)}) for unit in of]
+    cost = Elements("macs", shapes(of), of, {"u1.up": 9.0})  # a channel of u1 saves 3 * 9 + 3 = 30, one of u0 saves 6
+
+    class Plain(Budget):
+        def score(self, view: View, stats: object) -> Tensor:  # pyright: ignore
+            return torch.ones(view.unit.size)
+
+    (edit,) = Plain(per="cost", across="model", least=0.0).decide(views, [{}, {}], Goal(cost, cost.whole - 60.0))
+    assert isinstance(edit, Keep) and edit.unit.name == "u1" and len(edit.indices) == 2
 
 
 def test_macs_and_constant_parts_count():

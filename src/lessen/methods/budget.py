@@ -17,7 +17,7 @@ from lessen.core.unit import Kind, Unit, View
 from lessen.errors import LessenError, UsageError
 from lessen.methods.ranking import Merge, Normalise, Rules, rank
 from lessen.stats.inputs import Read
-from lessen.targets.cost import Channels, Goal
+from lessen.targets.cost import Channels, Cost, Goal
 
 Counted = Literal["channels", "parameters", "bytes", "macs", "latency"]
 
@@ -38,8 +38,8 @@ class Budget:
     """Fraction of its channels that every layer keeps at least when the whole model competes."""
     of: Counted = "channels"
     """What the ratio counts: channels, or what the whole model costs (embeddings included) in one of the other units."""
-    per: Literal["channel", "parameter"] = "channel"
-    """Rank by the score of a channel, or by its score for each parameter that leaves with it."""
+    per: Literal["channel", "parameter", "cost"] = "channel"
+    """Rank by the score of a channel, or by its score for each parameter, or each unit of what is budgeted, that leaves with it."""
     normalise: Normalise = "none"
     """How scores are made comparable inside a partition: divided by their mean, stretched to 0..1, or standardised."""
     partition: Literal["model", "unit", "kind", "block", "tower", "alike"] = "model"
@@ -117,7 +117,10 @@ class Budget:
             stats: what was collected about each.
             goal: how much may be left; None: what `ratio` and `of` say, of these units alone.
         """
-        chosen = self.select([view.unit for view in views], self.scores(views, stats), goal)
+        scores = self.scores(views, stats)
+        if self.per == "cost" and goal is not None:
+            scores = [score / worth for score, worth in zip(scores, cost_per_channel(goal.cost, [v.unit for v in views]), strict=True)]
+        chosen = self.select([view.unit for view in views], scores, goal)
         return [Keep(view.unit, stay) for view, stay in zip(views, chosen, strict=True) if len(stay) < view.unit.size]
 
     def select(self, units: Sequence[Unit], scores: Sequence[Tensor], goal: Goal | None = None) -> list[Tensor]:
@@ -211,6 +214,21 @@ def parameters_per_channel(view: View) -> float:
         shape = view.tensors[part.name].shape
         total += part.span * part.repeat * prod(shape) / shape[part.axis]
     return total
+
+
+def cost_per_channel(cost: Cost, units: Sequence[Unit]) -> list[float]:
+    """How much of a cost leaves with one channel of each unit, on average, while all others are whole.
+
+    >>> from lessen.core.unit import Slice
+    >>> from lessen.targets.cost import Elements
+    >>> unit = Unit("mlp", "ffn", 4, (Slice("up", 0), Slice("down", 1)))
+    >>> cost_per_channel(Elements("macs", {"up": (4, 3), "down": (3, 4)}, [unit], {"up": 10.0}), [unit])
+    [33.0]
+    """
+    sizes = [unit.size for unit in units]
+    # One channel stays: a shape with none cannot be measured, and that of a unit of one cannot be narrowed.
+    worth = [cost.saving(sizes, place, 1) / (size - 1) if size > 1 else 1.0 for place, size in enumerate(sizes)]
+    return [max(value, 1e-12) for value in worth]  # nothing may leave where a table of latencies is flat
 
 
 def alike_name(name: str) -> str:

@@ -25,8 +25,8 @@ class Objectives(Budget):
     """Who competes: the channels of one layer (all layers get the same width), or those of the whole model."""
     of: Counted = "parameters"
     """What the ratio counts: channels, or what the whole model costs (embeddings included) in one of the other units."""
-    per: Literal["channel", "parameter"] = "parameter"
-    """Rank by the score of a channel, or by its score for each parameter that leaves with it."""
+    per: Literal["channel", "parameter", "cost"] = "parameter"
+    """Rank by the score of a channel, or by its score for each parameter, or each unit of what is budgeted, that leaves with it."""
     merge: Merge = "sum"
     """Several objectives into one score: their sum, the largest, their harmonic mean, or the mean of their ranks."""
     weights: tuple[float, ...] = ()
