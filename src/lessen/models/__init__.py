@@ -59,7 +59,9 @@ def open_checkpoint(ref: "str | Path | nn.Module") -> "Checkpoint":
 
 @strict()
 def load(ref: "str | Path | nn.Module", dtype: "torch.dtype | None" = None) -> "nn.Module":
-    """The model that `ref` names as an ordinary causal LM module with all its weights, in eval mode.
+    """The model that `ref` names as an ordinary module with all its weights, in eval mode.
+
+    A causal LM, but for a directory of `lessen.models.pruned.save`, which may hold any model.
 
     Args:
         ref: see `open_checkpoint`.

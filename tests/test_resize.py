@@ -1,0 +1,173 @@
+"""Cuts of traced models: numbers of modules follow, what cannot be expressed is held, and every cut is proved."""
+
+import copy
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lessen.core.apply import apply
+from lessen.core.edit import Edit, Keep, Resize, load_edits, same, save_edits
+from lessen.core.unit import Slice, Unit
+from lessen.errors import LessenError
+from lessen.structure.check import check, described
+from lessen.structure.resize import expressible, resizes
+from lessen.structure.sizes import Attribute, Size, evaluate, formula_of
+from lessen.structure.trace import trace
+
+
+class Attention(nn.Module):
+    """Heads as attributes; `hidden` is written in the code as a product."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.heads, self.size, self.inside = 4, 6, 24
+        self.q, self.k, self.v, self.o = nn.Linear(10, 24), nn.Linear(10, 24), nn.Linear(10, 24), nn.Linear(24, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        b, n, _ = x.shape
+        q, k, v = (layer(x).view(b, n, self.heads, self.inside // self.heads).transpose(1, 2) for layer in (self.q, self.k, self.v))
+        y = F.scaled_dot_product_attention(q, k, v, scale=0.5).transpose(1, 2)
+        return self.o(y.reshape(b, n, self.heads * self.size))
+
+
+class Fixed(nn.Module):
+    """A size written as a number."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.up, self.down = nn.Linear(4, 12), nn.Linear(12, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down(F.relu(self.up(x)).view(-1, 12))
+
+
+class Net(nn.Module):
+    """Grouped and depthwise convolutions, statistics, a norm over groups, a table of positions."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.norm = nn.Conv2d(3, 16, 3, padding=1), nn.BatchNorm2d(16)
+        self.depth, self.group = nn.Conv2d(16, 16, 3, padding=1, groups=16), nn.Conv2d(16, 16, 1, groups=4)
+        self.register_buffer("table", torch.linspace(1, 2, 16).view(1, 16, 1, 1))
+        self.head = nn.Linear(16, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(F.relu(self.group(self.depth(F.relu(self.norm(self.stem(x)))) * self.table)).mean((2, 3)))
+
+
+def disturbed(model: nn.Module) -> nn.Module:
+    generator = torch.Generator().manual_seed(0)
+    for tensor in model.state_dict().values():
+        if tensor.is_floating_point():
+            tensor.add_(torch.rand(tensor.shape, generator=generator))
+    return model.eval()
+
+
+def quarter(model: nn.Module, inputs: Tensor) -> list[Edit]:
+    structure = expressible(model, trace(model, inputs))
+    units = [unit for unit in structure.units if unit.kind in ("channels", "heads", "kv_group", "width") and unit.size > 3]
+    assert units
+    return resizes(model, structure, [Keep(unit, torch.arange(unit.size // 4, unit.size)) for unit in units])
+
+
+@pytest.mark.parametrize(("make", "shape"), [(Attention, (2, 5, 10)), (Net, (2, 3, 8, 8))])
+def test_masked_and_sliced_models_agree_and_layers_describe_their_tensors(make, shape):
+    model, inputs = disturbed(make()), torch.randn(shape, generator=torch.Generator().manual_seed(1))
+    before = copy.deepcopy(model.state_dict())
+    smaller = check(model, quarter(model, inputs), inputs)
+    described(smaller)
+    assert sum(p.numel() for p in smaller.parameters()) < 0.85 * sum(p.numel() for p in model.parameters())
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_attributes_follow_the_formulae_that_the_code_uses():
+    model, inputs = disturbed(Attention()), torch.randn(2, 5, 10)
+    smaller = apply(copy.deepcopy(model), quarter(model, inputs))
+    assert (smaller.heads, smaller.size, smaller.inside) == (3, 6, 18)
+    assert type(model.heads) is int
+
+
+def test_grouped_convolutions_keep_whole_groups_and_buffers_are_cut_along():
+    model, inputs = disturbed(Net()), torch.randn(2, 3, 8, 8)
+    smaller = apply(copy.deepcopy(model), quarter(model, inputs))
+    assert smaller.depth.groups == smaller.depth.in_channels == smaller.norm.num_features == len(smaller.norm.running_mean)
+    assert smaller.table.shape[1] == smaller.stem.out_channels < 16
+    assert smaller.group.in_channels == smaller.stem.out_channels
+
+
+def test_a_size_that_the_code_spells_out_holds_its_unit_with_the_call_as_the_reason():
+    model, inputs = Fixed(), torch.randn(3, 4)
+    structure = trace(model, inputs)
+    left = expressible(model, structure)
+    gone = {unit.name for unit in structure.units} - {unit.name for unit in left.units}
+    assert gone and all("a number in the code" in left.held[name] for name in gone)
+    unit = next(unit for unit in structure.units if unit.name in gone)
+    with pytest.raises(LessenError, match="view with a size of 12"):
+        resizes(model, structure, [Keep(unit, torch.arange(9))])
+
+
+def test_a_unit_that_misses_a_slice_is_caught_by_the_proof():
+    model, inputs = disturbed(nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))), torch.randn(3, 4)
+    wrong = Unit("0", "channels", 8, (Slice("0.weight", 0), Slice("0.bias", 0), Slice("2.weight", 1, repeat=1)), complete=True)
+    check(model, [Keep(wrong, torch.arange(2, 8))], inputs)
+    shifted = Unit("0", "channels", 4, (Slice("0.weight", 0, start=4), Slice("0.bias", 0, start=4), Slice("2.weight", 1)), complete=True)
+    with pytest.raises(LessenError, match="differ by"):
+        check(model, [Keep(shifted, torch.arange(2))], inputs)
+    assert model[0].out_features == 8
+
+
+def test_keeps_of_complete_units_act_at_once():
+    heads = Unit("heads", "heads", 2, (Slice("weight", 0, span=3),), complete=True)
+    features = Unit("features", "head_dim", 3, (Slice("weight", 0, repeat=2),), complete=True)
+    model = nn.Linear(1, 6, bias=False)
+    model.weight.data = torch.arange(6.0)[:, None]
+    apply(model, [Keep(heads, torch.tensor([1])), Keep(features, torch.tensor([0, 2]))])
+    assert model.weight.flatten().tolist() == [3.0, 5.0]
+    assert model.out_features == 2
+
+
+def test_a_number_that_is_not_what_the_edit_says_is_refused_and_the_model_untouched():
+    model = Attention()
+    with pytest.raises(LessenError, match="wanted 5 before"):
+        apply(model, [Resize("heads", 5, 3)])
+    assert model.heads == 4
+
+
+def test_a_shared_configuration_is_copied_for_the_module_that_changes():
+    class Settings:
+        def __init__(self) -> None:
+            self.heads = 4
+
+        def to_dict(self) -> dict[str, int]:
+            return {"heads": self.heads}
+
+    class Part(nn.Module):
+        def __init__(self, config: Settings):
+            super().__init__()
+            self.config = config
+
+    shared = Settings()
+    model = nn.ModuleList([Part(shared), Part(shared)])
+    apply(model, [Resize("0.config.heads", 4, 3)])
+    assert [part.config.heads for part in model] == [3, 4]
+
+
+def test_edits_of_traced_units_survive_the_file(tmp_path):
+    model, inputs = disturbed(Attention()), torch.randn(2, 5, 10)
+    edits = quarter(model, inputs)
+    save_edits(tmp_path / "edits.safetensors", edits)
+    again = load_edits(tmp_path / "edits.safetensors")
+    assert [type(edit) for edit in edits] == [type(edit) for edit in again]
+    for a, b in zip(edits, again, strict=True):
+        assert same(a, b) if isinstance(a, Resize) else a.unit.slices == b.unit.slices and torch.equal(a.indices, b.indices)
+
+
+def test_sizes_compute_like_integers_and_remember_how():
+    a, b = Size(12, Attribute("m", "a")), Size(5, Attribute("m", "b"))
+    value = (a * 2 + b) // 3 - 1
+    assert value == (12 * 2 + 5) // 3 - 1 and isinstance(value, Size)
+    assert evaluate(formula_of(value), {Attribute("m", "a"): 6, Attribute("m", "b"): 3}.__getitem__, lambda axis: axis.size) == 4
+    book: list[object] = []
+    assert Size(4, Attribute("m", "a"), book) ** 0.5 == 2.0 and book == [Attribute("m", "a")]
