@@ -6,6 +6,7 @@ A table stands between `<!-- NAME -->` and `<!-- /NAME -->`; a test keeps it equ
 import json
 import sys
 from pathlib import Path
+from statistics import mean, stdev
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -25,6 +26,27 @@ def quality() -> str:
     return "\n".join(lines)
 
 
+def captioner() -> str:
+    """prune_vlm on the balanced captioner: one row a ratio and variant, means over seeds, spread of the cross-entropies."""
+    rows = [row for row in _rows("prune_vlm") if row.get("model", "balanced") == "balanced" and row["key"] != "full dense"]
+    titles = ("removed", "method", "of the tower", "of the language model", "CE pruned", "CE recovered", "R@5", "seeds")
+    lines = [f"| {' | '.join(titles)} |", "|--:|---|--:|--:|--:|--:|--:|--:|"]
+    for row in rows:
+        if "variant" not in row:
+            lines.append(f"| 0 % | dense | | | | {row['ce']:.2f} | {row['r5']:.2f} | |")
+    for ratio, variant in dict.fromkeys((row["ratio"], row["variant"]) for row in rows if "variant" in row):
+        these = [row for row in rows if (row.get("ratio"), row.get("variant")) == (ratio, variant)]
+        shares = [f"{mean(row[f'{part}_removed'] for row in these):.0%}" for part in ("vision", "language")]
+        losses = [_spread([row[f"{when}_ce"] for row in these]) for when in ("before", "after")]
+        found = f"{mean(row['after_r5'] for row in these):.2f}"
+        lines.append(f"| {ratio} % | {variant} | {' | '.join([*shares, *losses, found, str(len(these))])} |")
+    return "\n".join(lines)
+
+
+def _spread(values: list[float]) -> str:
+    return f"{mean(values):.2f} ± {stdev(values):.2f}" if len(values) > 1 else f"{values[0]:.2f}"
+
+
 def goals() -> str:
     """Every figure that was promised, with what was measured."""
     lines = ["| figure | measured | to reach | |", "|---|--:|--:|---|"]
@@ -37,7 +59,7 @@ def goals() -> str:
     return "\n".join(lines)
 
 
-TABLES = {"quality": quality, "goals": goals}
+TABLES = {"quality": quality, "captioner": captioner, "goals": goals}
 
 
 def fresh(text: str) -> str:
