@@ -20,7 +20,9 @@ class Residual(nn.Module):
         self.one, self.two = _conv(a, b, 1), _conv(b, b, 3, groups=groups)
         self.three = nn.Sequential(nn.Conv2d(b, b, 1), nn.BatchNorm2d(b))
         self.skip = nn.Conv2d(a, b, 1) if a != b else nn.Identity()
-        self.gate = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Conv2d(b, 8, 1), nn.ReLU(), nn.Conv2d(8, b, 1), nn.Sigmoid()) if squeeze else None
+        self.gate = (
+            nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Conv2d(b, 8, 1), nn.ReLU(), nn.Conv2d(8, b, 1), nn.Sigmoid()) if squeeze else None
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.three(self.two(self.one(x)))
@@ -51,7 +53,9 @@ class Dense(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.stem = _conv(3, 16)
-        self.layers = nn.ModuleList(nn.Sequential(nn.BatchNorm2d(16 + 12 * i), nn.ReLU(), nn.Conv2d(16 + 12 * i, 12, 3, padding=1)) for i in range(4))
+        self.layers = nn.ModuleList(
+            nn.Sequential(nn.BatchNorm2d(16 + 12 * i), nn.ReLU(), nn.Conv2d(16 + 12 * i, 12, 3, padding=1)) for i in range(4)
+        )
         self.head = nn.Linear(64, 10)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -109,7 +113,9 @@ class Inception(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.stem = _conv(3, 24)
-        self.branches = nn.ModuleList([_conv(24, 16, 1), nn.Sequential(_conv(24, 12, 1), _conv(12, 20, 3)), nn.Sequential(nn.MaxPool2d(3, 1, 1), _conv(24, 8, 1))])
+        self.branches = nn.ModuleList(
+            [_conv(24, 16, 1), nn.Sequential(_conv(24, 12, 1), _conv(12, 20, 3)), nn.Sequential(nn.MaxPool2d(3, 1, 1), _conv(24, 8, 1))]
+        )
         self.head = nn.Linear(44, 10)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -205,16 +211,37 @@ ZOO: dict[str, tuple[Callable[[], nn.Module], Callable[[], Any]]] = {
     "shufflenet_v1": (lambda: Shuffle(False), _images),
     "shufflenet_v2": (lambda: Shuffle(True), _images),
     "espcn": (lambda: nn.Sequential(_conv(3, 32), _conv(32, 24), nn.Conv2d(24, 12, 3, padding=1), nn.PixelShuffle(2)), lambda: _images(16)),
-    "vgg": (lambda: nn.Sequential(_conv(3, 16), nn.MaxPool2d(2), _conv(16, 32), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(2048, 48), nn.ReLU(), nn.Linear(48, 10)), _images),
+    "vgg": (
+        lambda: nn.Sequential(
+            _conv(3, 16), nn.MaxPool2d(2), _conv(16, 32), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(2048, 48), nn.ReLU(), nn.Linear(48, 10)
+        ),
+        _images,
+    ),
     "inception": (Inception, _images),
     "convnext": (ConvNeXt, _images),
-    "decoder": (lambda: nn.Sequential(nn.ConvTranspose2d(3, 32, 4, 2, 1), nn.BatchNorm2d(32), nn.LeakyReLU(), nn.ConvTranspose2d(32, 24, 4, 2, 1), nn.GroupNorm(4, 24), nn.PReLU(24), nn.Conv2d(24, 3, 3, padding=1)), lambda: _images(8)),
+    "decoder": (
+        lambda: nn.Sequential(
+            nn.ConvTranspose2d(3, 32, 4, 2, 1),
+            nn.BatchNorm2d(32),
+            nn.LeakyReLU(),
+            nn.ConvTranspose2d(32, 24, 4, 2, 1),
+            nn.GroupNorm(4, 24),
+            nn.PReLU(24),
+            nn.Conv2d(24, 3, 3, padding=1),
+        ),
+        lambda: _images(8),
+    ),
     "lstm": (lambda: Recurrent(nn.LSTM), _ids),
     "gru": (lambda: Recurrent(nn.GRU), _ids),
     "lstm_bidirectional": (lambda: Recurrent(nn.LSTM, True), _ids),
     "vit_einsum": (lambda: Attention("einsum"), _images),
     "vit_fused": (lambda: Attention("fused"), _images),
     "vit_multihead": (lambda: Attention("module"), _images),
-    "transformer_encoder": (lambda: nn.Sequential(nn.TransformerEncoder(nn.TransformerEncoderLayer(32, 4, 80, batch_first=True), 2, enable_nested_tensor=False), nn.Linear(32, 10)), _features),
+    "transformer_encoder": (
+        lambda: nn.Sequential(
+            nn.TransformerEncoder(nn.TransformerEncoderLayer(32, 4, 80, batch_first=True), 2, enable_nested_tensor=False), nn.Linear(32, 10)
+        ),
+        _features,
+    ),
 }
 """name -> (model, what it is called with)."""

@@ -77,13 +77,33 @@ def _patches(model: Any) -> dict[str, Any]:
     """Images as lists of patches, with the shape of their grid."""
     vision = getattr(model.config, "vision_config", None) or model.config
     flat = _noise(_BATCH, 16, 3 * vision.patch_size**2)
-    return {"pixel_values": flat, "spatial_shapes": torch.tensor([[4, 4]] * _BATCH), "pixel_attention_mask": torch.ones(_BATCH, 16, dtype=torch.int64)}
+    return {
+        "pixel_values": flat,
+        "spatial_shapes": torch.tensor([[4, 4]] * _BATCH),
+        "pixel_attention_mask": torch.ones(_BATCH, 16, dtype=torch.int64),
+    }
 
 
 def _sound(model: Any) -> Iterator[dict[str, Any]]:
     taken = accepts(model)
     extra: dict[str, Any] = {"decoder_input_ids": _ids(7, seed=1)} if "decoder_input_ids" in taken else {}
-    mels = next((getattr(c, k) for c in _nested(model.config) for k in ("num_mel_bins", "n_mels", "n_mel_bins", "input_feat_per_channel", "feature_projection_input_dim", "feature_size", "input_dim") if isinstance(getattr(c, k, None), int)), 16)
+    mels = next(
+        (
+            getattr(c, k)
+            for c in _nested(model.config)
+            for k in (
+                "num_mel_bins",
+                "n_mels",
+                "n_mel_bins",
+                "input_feat_per_channel",
+                "feature_projection_input_dim",
+                "feature_size",
+                "input_dim",
+            )
+            if isinstance(getattr(c, k, None), int)
+        ),
+        16,
+    )
     name = next((n for n in ("input_values", "input_features", "audio_values") if n in taken), "input_values")
     if name == "input_values" or "input_values" in taken:
         for length in (1600, 4000, 16000):
@@ -107,7 +127,15 @@ def _nested(config: Any) -> Iterator[Any]:
 
 def _image_text(model: Any) -> Iterator[dict[str, Any]]:
     taken = accepts(model)
-    token = next((getattr(c, k) for c in _nested(model.config) for k in ("image_token_id", "image_token_index", "image_patch_id", "im_patch_id") if isinstance(getattr(c, k, None), int)), None)
+    token = next(
+        (
+            getattr(c, k)
+            for c in _nested(model.config)
+            for k in ("image_token_id", "image_token_index", "image_patch_id", "im_patch_id")
+            if isinstance(getattr(c, k, None), int)
+        ),
+        None,
+    )
     for pixels in _pixels(model, taken):
         sized = [_LENGTH] if token is None else list(dict.fromkeys([_features(model, pixels, taken), 1, 4, 16]))
         for count in sized:
@@ -133,12 +161,17 @@ def _pixels(model: Any, taken: set[str]) -> Iterator[dict[str, Any]]:
     if "image_grid_thw" in taken or "image_grid_hws" in taken:
         merge = getattr(vision, "spatial_merge_size", 2)
         frames = getattr(vision, "temporal_patch_size", 1)
-        channels = next((getattr(vision, k) for k in ("in_channels", "in_chans", "num_channels") if isinstance(getattr(vision, k, None), int)), 3)
+        channels = next(
+            (getattr(vision, k) for k in ("in_channels", "in_chans", "num_channels") if isinstance(getattr(vision, k, None), int)), 3
+        )
         side = 2 * merge if isinstance(merge, int) else 4
         for depth in dict.fromkeys((frames, 1)):
             flat = _noise(_BATCH * side * side, channels * depth * patch * patch)
             yield {"pixel_values": flat, "image_grid_thw": torch.tensor([[1, side, side]] * _BATCH)}
-            yield {"pixel_values": flat.view(-1, channels, patch, patch) if depth == 1 else flat, "image_grid_thw": torch.tensor([[1, side, side]] * _BATCH)}
+            yield {
+                "pixel_values": flat.view(-1, channels, patch, patch) if depth == 1 else flat,
+                "image_grid_thw": torch.tensor([[1, side, side]] * _BATCH),
+            }
     if "spatial_shapes" in taken:
         yield _patches(model)
     for height, width in _sizes(model.config):

@@ -47,7 +47,9 @@ def judge(original: nn.Module, smaller: nn.Module, inputs: Any) -> dict[str, Any
     pairs = [(a, b) for a, b in zip(found, wanted, strict=True) if a.shape == b.shape and a.numel()]
     if not all(bool(a.isfinite().eq(b.isfinite()).all()) for a, b in pairs):
         raise Wrong("outputs are not finite", silent=True)
-    worst = max((float(torch.nan_to_num(a - b).abs().max()) / max(1.0, float(torch.nan_to_num(b).abs().max())) for a, b in pairs), default=1.0)
+    worst = max(
+        (float(torch.nan_to_num(a - b).abs().max()) / max(1.0, float(torch.nan_to_num(b).abs().max())) for a, b in pairs), default=1.0
+    )
     if worst > TOLERANCE:
         raise Wrong(f"differs from the masked model by {worst:.2g}", silent=True)
     try:

@@ -14,17 +14,52 @@ _HEADS = 8
 # First match wins; the value is an upper bound, so that small originals stay.
 _RULES: list[tuple[str, int | None]] = [
     # Numbers that are no sizes.
-    (r".*(_cost|_coefficient|_ignore_index|_interval|_theta|_seed|seed|_rate|sampling_rate|temperature.*|_idx|_beams|base_period)$", None),
-    (r"(chunk_size_feed_forward|chunk_size_lm_head|pretraining_tp|scale_factor|pixel_shuffle_factor|.*_stride|stride|.*kernel.*|.*dilation.*|.*expand.*|.*expansion.*|.*mult|.*ratio|.*_factor|.*padding.*|reduction)$", None),
-    (r"(vision_feature_layer|freeze_at|output_stride|encoder_stride|d_conv|.*conv_kernel.*|conv_L_cache|ngram|ngram_size|.*per_ngram|.*_offset|spatial_merge_size|.*patch_size|patch_size.*|num_labels|number_of_conv_states|.*temporal.*|depth_divis.*|cross_attn_k|.*spatial.*|cca_time.)$", None),
+    (
+        r".*(_cost|_coefficient|_ignore_index|_interval|_theta|_seed|seed|_rate|sampling_rate|temperature.*|_idx|_beams|"
+        r"base_period)$",
+        None,
+    ),
+    (
+        r"(chunk_size_feed_forward|chunk_size_lm_head|pretraining_tp|scale_factor|pixel_shuffle_factor|.*_stride|stride|"
+        r".*kernel.*|.*dilation.*|.*expand.*|.*expansion.*|.*mult|.*ratio|.*_factor|.*padding.*|reduction)$",
+        None,
+    ),
+    (
+        r"(vision_feature_layer|freeze_at|output_stride|encoder_stride|d_conv|.*conv_kernel.*|conv_L_cache|ngram|"
+        r"ngram_size|.*per_ngram|.*_offset|spatial_merge_size|.*patch_size|patch_size.*|num_labels|"
+        r"number_of_conv_states|.*temporal.*|depth_divis.*|cross_attn_k|.*spatial.*|cca_time.)$",
+        None,
+    ),
     # Counts of layers.
-    (r"(num_hidden_layers|num_layers|n_layers?|encoder_layers|decoder_layers|.*num_hidden_layers|num_(en|de)coder_layers|num_blocks|depth|resampler_depth|.*encoder_layers|.*decoder_layers|.*num_layers|num_adapter_layers)$", 2),
-    (r"(first_k_dense_replace|num_dense_layers|moe_layer_start_index|max_window_layers|num_kv_shared_layers|num_nextn_predict_layers|.*dense_replace|mlp_only_layers|num_mem_blocks)$", 1),
-    (r"(decoder_sparse_step|encoder_sparse_step|moe_layer_interval|cross_attention_frequency|attn_layer_period|expert_layer_period|cross_layer_interval|no_rope_layer_interval|interleave_moe_layer_step|full_attention_interval|.*_pattern)$", 2),
+    (
+        r"(num_hidden_layers|num_layers|n_layers?|encoder_layers|decoder_layers|.*num_hidden_layers|num_(en|"
+        r"de)coder_layers|num_blocks|depth|resampler_depth|.*encoder_layers|.*decoder_layers|.*num_layers|"
+        r"num_adapter_layers)$",
+        2,
+    ),
+    (
+        r"(first_k_dense_replace|num_dense_layers|moe_layer_start_index|max_window_layers|num_kv_shared_layers|"
+        r"num_nextn_predict_layers|.*dense_replace|mlp_only_layers|num_mem_blocks)$",
+        1,
+    ),
+    (
+        r"(decoder_sparse_step|encoder_sparse_step|moe_layer_interval|cross_attention_frequency|attn_layer_period|"
+        r"expert_layer_period|cross_layer_interval|no_rope_layer_interval|interleave_moe_layer_step|"
+        r"full_attention_interval|.*_pattern)$",
+        2,
+    ),
     # Counts of heads and experts.
-    (r".*(num_key_value_heads|num_kv_heads|kv_heads|num_key_value_attention_heads|multi_query_group_num|num_key_heads|query_groups)$", 4),
+    (
+        r".*(num_key_value_heads|num_kv_heads|kv_heads|num_key_value_attention_heads|multi_query_group_num|"
+        r"num_key_heads|query_groups)$",
+        4,
+    ),
     (r".*(attention_heads|num_heads|n_heads?|linear_num_value_heads|index_n_heads|_heads|nhead|resampler_heads)$", _HEADS),
-    (r"(num_experts_per_tok|num_experts_per_token|moe_topk|top_k|topk|top_k_experts|moe_k|num_selected_experts|n_activated_experts|moe_num_active.*)$", 2),
+    (
+        r"(num_experts_per_tok|num_experts_per_token|moe_topk|top_k|topk|top_k_experts|moe_k|num_selected_experts|"
+        r"n_activated_experts|moe_num_active.*)$",
+        2,
+    ),
     (r"(n_shared_experts|num_shared_experts|moe_num_shared_experts)$", 1),
     (r"(n_routed_experts|num_experts|num_local_experts|moe_num_experts|num_experts.*)$", 8),
     (r"(index_topk.*|index_block_size)$", 4),
@@ -38,19 +73,38 @@ _RULES: list[tuple[str, int | None]] = [
     (r"rotary_dim$", 8),
     (r"(moe_intermediate_size|moe_ffn_hidden_size|expert_ffn_hidden_size|.*moe.*intermediate_size)$", 40),
     (r"(shared_expert_intermediate_size|shared_intermediate_size|.*shared.*intermediate_size)$", 56),
-    (r"(intermediate_size.*|ffn_dim|d_ff|.*ffn_dim|n_inner|.*intermediate_size|ffn_hidden_size|d_inner|mlp_dim|feed_forward.*|.*ffn_hidden.*)$", 192),
-    (r"(kv_lora_rank)$", 24), (r"(q_lora_rank)$", 48), (r".*lora_rank$", 32), (r".*_rank$", 8),
+    (
+        r"(intermediate_size.*|ffn_dim|d_ff|.*ffn_dim|n_inner|.*intermediate_size|ffn_hidden_size|d_inner|mlp_dim|"
+        r"feed_forward.*|.*ffn_hidden.*)$",
+        192,
+    ),
+    (r"(kv_lora_rank)$", 24),
+    (r"(q_lora_rank)$", 48),
+    (r".*lora_rank$", 32),
+    (r".*_rank$", 8),
     (r"(.*state_size|.*d_state)$", 8),
     (r"(mamba_d_ssm)$", 256),
     (r"(vocab_size|.*vocab_size.*|n_token)$", 200),
     (r"(embedding_size)$", 24),
     (r"(projection_dim|projector_hidden_size|out_hidden_size|output_dim|.*proj.*(dim|size))$", 128),
-    (r"(hidden_size|d_model|n_embd|hidden_dim|dim|embed_dim|embedding_dim|.*hidden_size|.*_d_model|emb_dim|d_latents|.*hidden_dim|lru_width|width|encoder_dim|decoder_dim|.*embed_dim|dim_model|model_dim|text_embed_dim)$", 128),
+    (
+        r"(hidden_size|d_model|n_embd|hidden_dim|dim|embed_dim|embedding_dim|.*hidden_size|.*_d_model|emb_dim|d_latents|"
+        r".*hidden_dim|lru_width|width|encoder_dim|decoder_dim|.*embed_dim|dim_model|model_dim|text_embed_dim)$",
+        128,
+    ),
     # Lengths and images.
     (r"window_size$", 2),
     (r"(image_size|img_size|max_img_size|resolution|pretrain_image_size|crop_size)$", 64),
-    (r"(max_position_embeddings|n_positions|max_seq_len|max_.*position.*|max_length|n_ctx|context_length|position_embedding_size|.*max_pos.*)$", 96),
-    (r"(.*sliding_window.*|attention_window.*|window_size|local_attention|attention_chunk_size|block_size|chunk_size|.*_window|attention_window_size)$", 8),
+    (
+        r"(max_position_embeddings|n_positions|max_seq_len|max_.*position.*|max_length|n_ctx|context_length|"
+        r"position_embedding_size|.*max_pos.*)$",
+        96,
+    ),
+    (
+        r"(.*sliding_window.*|attention_window.*|window_size|local_attention|attention_chunk_size|block_size|chunk_size|"
+        r".*_window|attention_window_size)$",
+        8,
+    ),
     (r"(num_queries|.*num_queries|num_detection_tokens|num_query_tokens|num_latents|.*num_proposals|num_denoising)$", 10),
     (r"(num_mel_bins|n_mels|n_mel_bins|.*feat_per_channel)$", 16),
     (r"(max_source_positions|max_target_positions)$", 24),
@@ -71,9 +125,23 @@ def _number(name: str, value: int) -> int:
 
 
 def _sequence(name: str, values: list[Any]) -> list[Any]:
-    if name in ("depths", "num_blocks", "encoder_depths", "decoder_depths", "stage_num_blocks", "block_repeats", "stage_numb_of_layers", "layers", "num_block_repeats"):
+    if name in (
+        "depths",
+        "num_blocks",
+        "encoder_depths",
+        "decoder_depths",
+        "stage_num_blocks",
+        "block_repeats",
+        "stage_numb_of_layers",
+        "layers",
+        "num_block_repeats",
+    ):
         return [min(v, 2) if i == 0 else 1 for i, v in enumerate(values)]
-    if re.fullmatch(r"(in_channels|out_channels|.*(indices|indexes|_idxs|_layers|layer_ids|hook_ids|feature_layer|conv_stride|kernel.*|.*ratios?|strides?|.*_idx|block_sizes|patch_sizes|_hook.*))", name):
+    if re.fullmatch(
+        r"(in_channels|out_channels|.*(indices|indexes|_idxs|_layers|layer_ids|hook_ids|"
+        r"feature_layer|conv_stride|kernel.*|.*ratios?|strides?|.*_idx|block_sizes|patch_sizes|_hook.*))",
+        name,
+    ):
         return values
     if name == "stem_channels":
         return [v if v <= 3 else v // 8 for v in values]

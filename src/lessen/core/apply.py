@@ -20,8 +20,8 @@ from torch import Tensor, nn
 
 from lessen.core.config import bias_groups, config_changes, unit_sizes
 from lessen.core.edit import Drop, Edit, Factor, Keep, Quantize, Replace, Resize
-from lessen.core.strict import strict
 from lessen.core.sizes import refresh, resized
+from lessen.core.strict import strict
 from lessen.core.trace import Shape, Traced, kept, renumbered, spoken_of, trace
 from lessen.errors import LessenError
 

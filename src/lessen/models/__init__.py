@@ -69,10 +69,15 @@ def load(ref: "str | Path | nn.Module", dtype: "torch.dtype | None" = None) -> "
     """
     import torch
 
+    from lessen.models.pruned import is_pruned
+    from lessen.models.pruned import load as load_pruned
     from lessen.models.skeleton import fill
 
     if dtype is not None and not isinstance(dtype, torch.dtype):
         raise UsageError("load(dtype)", got=f"{dtype!r} ({type(dtype).__name__})", wanted="a torch.dtype or None", remedy="torch.float16")
+    if isinstance(ref, str | Path) and is_pruned(Path(ref).expanduser()):
+        model = load_pruned(Path(ref).expanduser())
+        return model if dtype is None else model.to(dtype)
     checkpoint = open_checkpoint(ref)
     return fill(checkpoint.skeleton(), checkpoint, dtype)
 

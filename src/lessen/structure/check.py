@@ -166,7 +166,9 @@ def check(model: nn.Module, edits: Sequence[Edit], inputs: Any, tolerance: float
     found = _run(sliced, inputs, None, where)
     pairs = [(a, b) for a, b in zip(found, wanted, strict=len(found) == len(wanted)) if a.shape == b.shape]
     if not pairs:
-        raise LessenError(where, got="no output of the same shape after the cut", wanted="one at least", remedy="freeze what makes the output")
+        raise LessenError(
+            where, got="no output of the same shape after the cut", wanted="one at least", remedy="freeze what makes the output"
+        )
     worst = max(float((a - b).abs().max()) / max(1.0, float(b.abs().max())) if a.numel() else 0.0 for a, b in pairs)
     if not worst <= tolerance:
         got = f"outputs of the cut model that differ by {worst:.2g} from those of the masked one"
@@ -204,7 +206,9 @@ def _run(model: nn.Module, inputs: Any, mode: TorchDispatchMode | None, where: s
     from contextlib import nullcontext
 
     widened = _widened(inputs)
-    args, kwargs = ((), widened) if isinstance(widened, Mapping) else ((tuple(widened) if isinstance(widened, list | tuple) else (widened,)), {})
+    args, kwargs = (
+        ((), widened) if isinstance(widened, Mapping) else ((tuple(widened) if isinstance(widened, list | tuple) else (widened,)), {})
+    )
     try:
         with torch.no_grad(), torch.random.fork_rng(devices=[]), mode or nullcontext():
             torch.manual_seed(0)
