@@ -44,7 +44,7 @@ def two_tasks(model: nn.Module, batch: Any) -> dict[str, Tensor]:
     return {"boxes": boxes.square().sum(), "names": F.cross_entropy(names, batch[1])}
 
 
-def two_heads() -> tuple[nn.Module, list[Unit], list[Any]]:
+def two_heads() -> tuple[Any, list[Unit], list[Any]]:
     generator = torch.Generator().manual_seed(0)
     model = TwoHeads().double().eval()
     with torch.no_grad():

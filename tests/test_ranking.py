@@ -188,7 +188,7 @@ def test_scores_can_be_taken_for_each_parameter():
     assert parameters_per_channel(view) == 8
 
     class Plain(Budget):
-        def score(self, view: View, stats: object) -> Tensor:  # pyright: ignore
+        def score(self, view: View, stats: object) -> Tensor:
             return torch.ones(view.unit.size)
 
     assert Plain(per="parameter").scores([view], [{}])[0].tolist() == [0.125] * 4
@@ -201,7 +201,7 @@ def test_scores_can_be_taken_for_each_unit_of_the_budget():
     cost = Elements("macs", shapes(of), of, {"u1.up": 9.0})  # a channel of u1 saves 3 * 9 + 3 = 30, one of u0 saves 6
 
     class Plain(Budget):
-        def score(self, view: View, stats: object) -> Tensor:  # pyright: ignore
+        def score(self, view: View, stats: object) -> Tensor:
             return torch.ones(view.unit.size)
 
     (edit,) = Plain(per="cost", across="model", least=0.0).decide(views, [{}, {}], Goal(cost, cost.whole - 60.0))

@@ -6,6 +6,7 @@ gains of channels that are not needed shrink, and can be read off without any da
     score[c] = sum over the unit's norms of |gain[c]|
 
 Paper: Liu et al. 2017, Learning Efficient Convolutional Networks through Network Slimming, https://arxiv.org/abs/1708.06519 (section 3)
+For convolutional networks (`lessen.prune`); the norms of language models scale the residual stream, not the units.
 Changed: where several norms share a channel (residual connections), their gains add up. A unit without a norm is refused: its scores
 would not compare with those of the others.
 """
@@ -15,7 +16,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from lessen.core.method import Stats
-from lessen.core.unit import View
+from lessen.core.unit import Kind, View
 from lessen.errors import UsageError
 from lessen.methods.budget import Budget
 
@@ -23,6 +24,10 @@ from lessen.methods.budget import Budget
 @dataclass(frozen=True)
 class BNScale(Budget):
     """Remove the channels with the smallest normalisation gains."""
+
+    @property
+    def kinds(self) -> tuple[Kind, ...]:
+        return ("channels",)
 
     def score(self, view: View, stats: Stats) -> Tensor:
         """Shape "channel".

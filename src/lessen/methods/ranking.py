@@ -83,7 +83,7 @@ def rank(scores: Sequence[Tensor], partitions: Sequence[str], together: Sequence
         done = stage / rules.stages
         contest.spend(whole - (whole - goal.value) * done, goal.strict and stage == rules.stages, 1 - done * (1 - rules.least))
     left = goal.cost.at(contest.widths)
-    if not isinstance(goal.cost, Channels) and left > goal.value and left - goal.value > 0.01 * whole:
+    if not isinstance(goal.cost, Channels) and left - goal.value > 0.005 * whole and contest.exhausted():
         where = f"a budget of {_count(goal.value)} {goal.cost.name}"
         got = f"{_count(left)} of {_count(whole)} after removing all that may go"
         raise UsageError(where, got=got, wanted="a budget that leaves something in every unit", remedy="ask for less, or lower `least`")
@@ -127,9 +127,17 @@ class _Contest:
     def kept(self) -> list[Tensor]:
         return [alive.nonzero()[:, 0] for alive in self.alive]
 
+    def exhausted(self) -> bool:
+        """Whether no group has a chunk left that may go."""
+        floors = self._floors(self.rules.least)
+        return not any(list(_spans(self.widths[g[0]], self.rules.multiple, max(floors[u] for u in g))) for g in self.groups)
+
+    def _floors(self, least: float) -> list[int]:
+        return [max(ceil(least * size - 1e-9), 1) for size in self.sizes]
+
     def spend(self, goal: float, strict: bool, least: float) -> None:
         """Remove rounds of channels until `goal` is met or nothing more may go."""
-        floors = [max(ceil(least * size - 1e-9), 1) for size in self.sizes]
+        floors = self._floors(least)
         left = self.cost.at(self.widths)
         while left > goal:
             before = left

@@ -47,9 +47,9 @@ class Wish:
     @classmethod
     def parse(cls, text: str) -> "Wish":
         """Read a wish; UsageError for anything else."""
-        found = re.fullmatch(r"\s*(\d+\.?\d*|\.\d+)\s*(%|x)?\s*(?:of\s+)?([a-z]*)\s*", text, re.IGNORECASE)
+        found = re.fullmatch(r"\s*(\d+\.?\d*|\.\d+)\s*(%|x)?\s*(?:of\s+)?([a-z]*\s*[a-z]*)\s*", text, re.IGNORECASE)
         if found:
-            number, sign, word = float(found[1]), found[2], found[3].lower()
+            number, sign, word = float(found[1]), found[2], "".join(found[3].lower().split())
             if sign and word in _UNITS and (0 <= number < 100 if sign == "%" else 0 < number <= 1):
                 return cls(_UNITS[word], 1 - number / 100 if sign == "%" else number, True)
             absolute = re.fullmatch(r"([kmg]i?)?\s*(b|bytes|macs|params|parameters)|(ms)", word)
