@@ -1,6 +1,7 @@
 """Tracing whole models: agreement with what decoder families declare, fake tensors, refusals, and a model left as it was."""
 
 import copy
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from lessen.core.unit import Slice, Unit
 from lessen.errors import LessenError, UsageError
 from lessen.models.module import InMemory
 from lessen.structure.decoder import units as declared
+from lessen.structure.example import example_of
 from lessen.structure.trace import trace
 from tests.decoders import FAMILIES, decoder, tokens
 
@@ -166,6 +168,23 @@ def test_what_a_forward_leaves_behind_is_taken_away():
     assert model.last is None
     assert not model.seen.any()
     assert torch.equal(torch.random.get_rng_state(), state)
+
+
+def test_inspect_shows_the_structure_of_any_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    from lessen.cli.main import run
+
+    lines = ["import torch", "from torch import nn", "def net():", "    m = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))"]
+    (tmp_path / "inspected.py").write_text("\n".join([*lines, "    m.example_inputs = torch.zeros(1, 4)", "    return m", ""]))
+    monkeypatch.chdir(tmp_path)
+    assert run(["inspect", "inspected:net", "--units"]) == 0
+    out = capsys.readouterr().out
+    assert "0: channels, 8 channels (3 tensors share these channels)" in out
+    assert "2.weight[1] is tied to 0.weight[0] by addmm in 2" in out
+
+
+def test_a_module_that_tells_no_example_is_refused():
+    with pytest.raises(UsageError, match=r"set model\.example_inputs"):
+        example_of(nn.Linear(2, 2))
 
 
 def test_what_takes_no_part_is_held():

@@ -15,6 +15,7 @@ from lessen.cli.output import emit, say, table
         "lessen inspect smollm2-135m",
         "lessen inspect path/to/model --units",
         "lessen inspect model.gguf --units --json",
+        "lessen inspect package.module:factory --units",
     )
 )
 def inspect(model: str, /, *, units: Switch = False, running: Running = Running()) -> None:
@@ -22,14 +23,20 @@ def inspect(model: str, /, *, units: Switch = False, running: Running = Running(
 
     Args:
         model: A Hugging Face directory, a GGUF file, package.module:factory, or smollm2-135m.
-        units: List every unit with the reason why its slices belong together.
+        units: List every unit with the reason why its slices belong together, and all that tracing finds, with the operations that
+            tie the slices to each other.
     """
     from math import prod
 
     from lessen import open_checkpoint
+    from lessen.cli.structures import plain, show, traced
     from lessen.report.text import number, size
     from lessen.structure.decoder import units as units_of
 
+    module = plain(model)
+    if module is not None:
+        show(model, traced(module, model), module, units, running.json)
+        return
     checkpoint = open_checkpoint(model)
     found = units_of(checkpoint)
     facts: dict[str, Any] = {
@@ -43,7 +50,8 @@ def inspect(model: str, /, *, units: Switch = False, running: Running = Running(
     }
     kinds = {kind: sum(unit.kind == kind for unit in found) for kind in dict.fromkeys(unit.kind for unit in found)}
     if running.json:
-        emit("inspect", {**facts, "kinds": kinds, "units": found if units else None})
+        structure = traced(checkpoint.skeleton(), checkpoint.label) if units else None
+        emit("inspect", {**facts, "kinds": kinds, "units": found if units else None, "traced": structure and structure.units})
         return
     shown = {**facts, "parameters": number(facts["parameters"]), "size_bytes": size(facts["size_bytes"])}
     shown["tied"] = ", ".join(f"{alias} = {name}" for alias, name in checkpoint.tied.items()) or "nothing"
@@ -52,6 +60,8 @@ def inspect(model: str, /, *, units: Switch = False, running: Running = Running(
     if units:
         rows = [(unit.name, unit.kind, str(unit.size), ", ".join(s.name for s in unit.slices), unit.reason) for unit in found]
         table(("unit", "kind", "channels", "slices", "reason"), rows, {2})
+        say("")
+        say(str(traced(checkpoint.skeleton(), checkpoint.label)))
     else:
         table(("kind of unit", "how many"), [(kind, str(count)) for kind, count in kinds.items()], {1})
 

@@ -110,10 +110,19 @@ class InMemory:
 def from_factory(ref: str) -> InMemory:
     """Import `package.module`, call `factory()` and take the causal LM it returns.
 
+    Raises:
+        UsageError: the module or attribute does not exist, or what it returns is no causal LM.
+    """
+    return InMemory(made(ref), ref)
+
+
+def made(ref: str) -> nn.Module:
+    """Import `package.module`, call `factory()` and take the module it returns, of whatever kind.
+
     Modules in the current directory are found too, as with `python -m`.
 
     Raises:
-        UsageError: the module or attribute does not exist, or what it returns is no causal LM.
+        UsageError: the module or attribute does not exist, or what it returns is no module.
     """
     path, _, attribute = ref.partition(":")
     with _importing_from_here():
@@ -134,7 +143,7 @@ def from_factory(ref: str) -> InMemory:
                 raise LessenError(ref, got=_first_line(error), wanted="a factory that works without arguments") from error
     if not isinstance(found, nn.Module):
         raise UsageError(ref, got=f"a factory that returns {type(found).__name__}", wanted="a torch.nn.Module", remedy="return the model")
-    return InMemory(found, ref)
+    return found
 
 
 def _imported(path: str, ref: str) -> Any:

@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException, FakeTensorMode
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from lessen.core.unit import Unit
+from lessen.core.unit import Slice, Unit
 from lessen.errors import LessenError, UsageError, nearest
 from lessen.structure.axes import Axis, describe, find, leaves
 from lessen.structure.couple import couple, experts, layers, vocabulary
@@ -91,12 +91,19 @@ class Structure:
     def __str__(self) -> str:
         lines: list[str] = []
         for unit in self.units:
-            lines.append(f"{unit.name}: {unit.kind}, {unit.size} channels ({unit.reason})")
-            lines += [f"  {part}" for part in unit.slices]
-            lines += [f"  {line}" for line in unit.chain]
+            lines.append(f"{unit.name}: {unit.kind}, {unit.size} channel{'s' * (unit.size != 1)} ({unit.reason})")
+            lines += [f"  {_place(part)}" for part in unit.slices]
+            lines += [f"  {line}" for line in unit.chain[1:]]
         lines += [f"held: {place}, since {reason}" for place, reason in self.held.items()]
         lines += [f"note: {note}" for note in self.notes]
         return "\n".join(lines)
+
+
+def _place(part: Slice) -> str:
+    again = f", again {part.repeat} times" if part.repeat > 1 else ""
+    again += f" at a distance of {part.stride}" if part.repeat > 1 and part.stride is not None else ""
+    indices = "1 index" if part.span == 1 else f"{part.span} indices"
+    return f"{part.name}[{part.axis}]: {indices} a channel, from {part.start}{again}"
 
 
 def trace(
