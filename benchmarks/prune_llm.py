@@ -94,7 +94,7 @@ def rows(session: Session) -> Iterator[Row | None]:
         shutil.rmtree(setting.folder, ignore_errors=True)
     yield session.row("dense", lambda: _measured(setting, found.model(VARIANT)) | {"method": "dense", "ratio": 0.0, "stage": "dense"})
     for ratio in RATIOS[1:2] if session.smoke else RATIOS:
-        for name in (OURS, TYPES[1], TORCH_PRUNING[1]) if session.smoke else (OURS, *TYPES, *TORCH_PRUNING):
+        for name in (OURS, TYPES[1]) if session.smoke else (OURS, *TYPES, *TORCH_PRUNING):
             for stage in STAGES:
                 if stage == "compensated" and name in TORCH_PRUNING:
                     continue

@@ -39,3 +39,9 @@ def test_pruning_then_quantizing(tiny_model: Path, tiny_texts: tuple[Path, Path]
     example("prune_then_quantize.py")(str(tiny_model), str(tmp_path / "out"), **options)
     before, after = capsys.readouterr().out.splitlines()[-1].replace(",", "").replace(" parameters became ", " ").split()[:2]
     assert int(after) < int(before)
+
+
+def test_recovering_from_python(tiny_model: Path, capsys):
+    example("recover_from_python.py")(str(tiny_model), "20%", 0.05, length=32, count=16)
+    before, after = capsys.readouterr().out.splitlines()[0].replace(",", "").replace(" parameters became ", " ").split()[:2]
+    assert int(after) < int(before)
