@@ -105,13 +105,14 @@ class Zeros:
         a, b = call[left], call[right]
         over = _summed(call, name, call.of(a), call.of(b))
         self._check(call, [a, b], over)
-        gone = {leaf for axis in over for leaf in leaves(axis)}
         found: set[Axis] = set()
-        for tensor in (a, b):
+        for tensor, dim in ((a, _dim(name, call, a, 0)), (b, _dim(name, call, b, 1))):
             zero = self.of(tensor)
             if zero is None:
                 return _EVERY
-            found |= {leaf for leaf in zero if leaf not in gone}
+            # A square weight has its width twice: what is summed over is a dimension, not an axis.
+            rest = {leaf for d, axis in enumerate(call.of(tensor)) if d != dim for leaf in leaves(axis)}
+            found |= zero & rest
         extra = call.get(bias) if bias else None
         if isinstance(extra, Tensor) and call.get("beta", 1) != 0:
             return _both([frozenset(found), self.of(extra)])
@@ -178,6 +179,15 @@ def _summed(call: Call, name: str, a: Sequence[Axis], b: Sequence[Axis]) -> list
         pair = call.axes.factor(channels, call["groups"])
         return [pair[1]] if pair else []
     return [a[-1]]
+
+
+def _dim(name: str, call: Call, tensor: Tensor, side: int) -> int:
+    """The dimension of a factor that is summed over; that of a convolution's groups stays."""
+    if name == "convolution":
+        if side == 0:
+            return -1 if call["groups"] > 1 else tensor.dim() - (call["weight"].dim() - 2) - 1
+        return -1 if call["groups"] > 1 and call["transposed"] else 0 if call["transposed"] else 1
+    return tensor.dim() - 2 if side == 1 and tensor.dim() > 1 and name != "linear" else tensor.dim() - 1
 
 
 def _both(zeros: Sequence[Zero]) -> Zero:
