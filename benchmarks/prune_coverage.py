@@ -190,7 +190,10 @@ def goals(rows: Sequence[Row]) -> list[Goal]:
     peers = [row for row in rows if row["engine"] == "torch_pruning" and "verdict" in row]
     right = sum(row["verdict"] == "right" for row in peers)
     untied = sum("right, but" in row.get("why", "") for row in peers)
-    value = f"{right} of {len(peers)} right, {untied} more right but for weights that are no longer tied"
+    common = {row["model"] for row in peers}
+    ours = [row for row in own if row["model"] in common]
+    ours_right = sum(row["verdict"] == "right" for row in ours)
+    value = f"{right} of {len(peers)} right, {untied} more but for weights that are no longer tied; lessen {ours_right} of {len(ours)} of these"
     found.append(Goal("Torch-Pruning on the same models", value if peers else "not measured", "for comparison", True if peers else None))
     return found
 

@@ -5,6 +5,7 @@ original must give the same outputs; norms count the channels that are left (see
 """
 
 import copy
+from itertools import product
 from typing import Any
 
 import torch
@@ -71,6 +72,7 @@ def _count(model: nn.Module) -> int:
 def _mask(masked: nn.Module, smaller: nn.Module) -> None:
     """Zero what the smaller model lacks."""
     own = dict(smaller.named_parameters(remove_duplicate=False))
+    sets: dict[tuple[int, int], list[Tensor]] = {}
     for name, parameter in masked.named_parameters():
         if name not in own and (name := _same(masked, name, own)) is None:
             raise Wrong("a parameter is gone")
@@ -78,6 +80,25 @@ def _mask(masked: nn.Module, smaller: nn.Module) -> None:
         mask = torch.zeros_like(parameter)
         mask[torch.meshgrid(*kept, indexing="ij")] = 1
         parameter.data = parameter.data * mask
+        for size, indices_kept in zip(parameter.shape, kept, strict=True):
+            sets.setdefault((size, len(indices_kept)), []).append(indices_kept)
+    tables = dict(smaller.named_buffers())
+    for name, buffer in masked.named_buffers():
+        if name in tables and tables[name].shape != buffer.shape and tables[name].dim() == buffer.dim():
+            _mask_buffer(buffer, tables[name], sets)
+
+
+def _mask_buffer(buffer: Tensor, part: Tensor, sets: dict[tuple[int, int], list[Tensor]]) -> None:
+    """Zero what a smaller table lacks; its values may repeat, so the indices are those that some parameter lost."""
+    choices = [
+        [torch.arange(a)] if a == b else list({tuple(k.tolist()): k for k in sets.get((a, b), [])}.values())
+        for a, b in zip(buffer.shape, part.shape, strict=True)
+    ]
+    fits = [where for kept in product(*choices) if torch.equal(buffer[where := torch.meshgrid(*kept, indexing="ij")], part)]
+    if len(fits) == 1:  # constants fit anywhere; they multiply what is zero already
+        mask = torch.zeros_like(buffer)
+        mask[fits[0]] = 1
+        buffer.mul_(mask)
 
 
 def _same(masked: nn.Module, name: str, own: dict[str, Any]) -> str | None:
@@ -92,6 +113,8 @@ def indices(whole: Tensor, part: Tensor, name: str) -> list[Tensor]:
     >>> indices(torch.arange(6.0).view(2, 3), torch.tensor([[3.0, 5.0]]), "w")
     [tensor([1]), tensor([0, 2])]
     """
+    if whole.shape == part.shape and not whole.numel():
+        return [torch.arange(n) for n in whole.shape]
     if whole.dim() != part.dim() or any(a < b for a, b in zip(whole.shape, part.shape, strict=True)) or not part.numel():
         raise Wrong(f"{name} of shape {tuple(part.shape)} is no part of {tuple(whole.shape)}")
     if whole.shape == part.shape:

@@ -111,7 +111,7 @@ def _made(made_by: str, folder: Path) -> nn.Module:
         found: Any = getattr(importlib.import_module(path), name)
         if path != "transformers":
             return found()
-        config = found.config_class.from_dict(json.loads((folder / "config.json").read_text()))
+        config = found.config_class.from_json_file(folder / "config.json")
         return found._from_config(config) if hasattr(found, "_from_config") else found(config)
     except Exception as error:
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]

@@ -89,11 +89,18 @@ class Watch(Book):
 
     def constants(self) -> list[Site]:
         """Sizes whose values were used in arithmetic, as sites that cannot change."""
-        return [
-            Site("", "arithmetic", (Size(n, formula),), (self.axes.leaf(n, pin="its value is used"),))
-            for formula in dict.fromkeys(self.values)
-            if (n := evaluate(formula, lambda a: 0, lambda a: a.size)) >= 0 and not any(True for _ in attributes_in(formula))
-        ]
+        found: list[Site] = []
+        for formula in dict.fromkeys(self.values):
+            compared = formula[1:] if isinstance(formula, tuple) and formula[0] == "==" else ()
+            for one, other in (compared, compared[::-1]) if compared else ():
+                owners = [attribute.owner for attribute in attributes_in(one)]
+                if isinstance(other, Axis) and owners and not any(owner.startswith("config:") for owner in owners):
+                    found.append(Site(owners[0], "comparison", (Size(other.size, one),), (other,)))
+            if not compared and not any(True for _ in attributes_in(formula)):
+                number = evaluate(formula, lambda attribute: 0, lambda axis: axis.size)
+                if number > 0:
+                    found.append(Site("", "arithmetic", (Size(number, formula),), (self.axes.leaf(number, pin="its value is used"),)))
+        return found
 
     @property
     def module(self) -> str:
