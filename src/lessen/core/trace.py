@@ -98,7 +98,7 @@ def _grouped(edits: Sequence[Edit]) -> Iterator[Edit | tuple[Keep, ...]]:
     group: list[Keep] = []
     for edit in edits:
         joins = isinstance(edit, Keep) and edit.unit.complete
-        if group and (not joins or edit.unit.name in {keep.unit.name for keep in group}):
+        if group and (not joins or any(edit.unit == keep.unit for keep in group)):
             yield tuple(group)
             group = []
         if isinstance(edit, Keep) and edit.unit.complete:
