@@ -65,7 +65,7 @@ def test_switch_gradients_equal_those_of_a_real_switch():
         taylor, fisher = torch.zeros(2, unit.size), torch.zeros(2, unit.size)
         for batch in batches:
             switch = torch.ones(unit.size, dtype=torch.float64, requires_grad=True)
-            handle = layer.register_forward_hook(lambda _, __, out, switch=switch: out * switch[:, None, None])  # pyright: ignore
+            handle = layer.register_forward_hook(lambda _, __, out, switch=switch: out * switch[:, None, None])
             for row, loss in enumerate(two_tasks(model, batch).values()):
                 (gradient,) = torch.autograd.grad(loss, switch, retain_graph=True)
                 taylor[row] += gradient.abs()
@@ -81,7 +81,7 @@ def test_weight_taylor_equals_autograd_summed_over_batches(passes: int):
     model, units, batches = two_heads()
     found = collect(model, units, (WeightTaylor,), batches, Collecting(two_tasks, passes=passes))
     for task, name in enumerate(found.tasks):
-        total = sum(two_tasks(model, batch)[name] for batch in batches)
+        total = torch.stack([two_tasks(model, batch)[name] for batch in batches]).sum()
         weights = {n: p for n, p in model.named_parameters() if p.ndim > 1}
         gradients = torch.autograd.grad(total, list(weights.values()), allow_unused=True)
         score = {n: (w * g).abs() if g is not None else torch.zeros_like(w) for (n, w), g in zip(weights.items(), gradients, strict=True)}

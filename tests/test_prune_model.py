@@ -11,14 +11,28 @@ from torch.nn import functional as F
 import lessen
 from lessen.core.unit import Slice, Unit, View
 from lessen.errors import LessenError, UsageError
-from lessen.methods import FLAP, LAMP, SAMP, UKMP, BNScale, Fisher, Isomorphic, Magnitude, Taylor, Wanda
+from lessen.methods import (
+    FLAP,
+    LAMP,
+    REAP,
+    SAMP,
+    UKMP,
+    BlockInfluence,
+    BNScale,
+    Fisher,
+    Isomorphic,
+    Magnitude,
+    Taylor,
+    Vocabulary,
+    Wanda,
+)
 from lessen.methods.budget import Budget
 from lessen.models.module import InMemory
 from lessen.stats.accumulators import InputNorm
 from lessen.stats.angles import AngleEntropy
 from lessen.stats.gradients import MaskFisher, WeightTaylor
 from lessen.structure.decoder import units as decoder_units
-from tests.decoders import decoder, tokens
+from tests.decoders import SMALL, decoder, tokens
 
 
 class Residual(nn.Module):
@@ -315,3 +329,85 @@ def test_failures_say_what_to_do_and_leave_the_model_alone(options: dict[str, An
 def test_needs_of_a_method_are_all_that_is_collected():
     assert Magnitude().needs == () and Wanda().needs == (InputNorm,)
     assert lessen.prune(net(), X, method=Magnitude(), to="10%", prove=False).tasks == ()
+
+
+def mixture() -> Any:
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    experts = {"num_experts": 6, "num_experts_per_tok": 2, "moe_intermediate_size": 16}
+    config = AutoConfig.for_model("qwen3_moe", **{**SMALL, "head_dim": 8, **experts})
+    model = AutoModelForCausalLM.from_config(config, attn_implementation="eager", experts_implementation="eager").eval()
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            noise = torch.randn(parameter.shape, generator=generator)
+            parameter.copy_(1 + 0.2 * noise if "norm" in name else 0.3 * noise)
+    return model
+
+
+def test_experts_that_add_least_where_they_are_chosen_go_and_the_router_keeps_its_choice():
+    model = mixture()
+    with torch.no_grad():
+        for layer in model.model.layers:
+            layer.mlp.experts.down_proj[[1, 4]] *= 1e-3
+    batches = list(tokens(4, 16).split(1))
+    pruned = lessen.prune(model, tokens(2, 12), batches, method=REAP(ratio=1 / 3), prove=False)
+    assert [kept.tolist() for kept in pruned.kept.values()] == [[0, 2, 3, 5]] * 3
+    with torch.no_grad():
+        near, far = pruned.model(tokens(2, 12)).logits, model(tokens(2, 12)).logits
+    assert torch.isfinite(near).all() and float(torch.cosine_similarity(near.flatten(), far.flatten(), dim=0)) > 0.7
+    least = lessen.prune(model, tokens(2, 12), batches, method=REAP(ratio=0.9), prove=False)
+    assert {len(kept) for kept in least.kept.values()} == {2}  # as many as the router chooses
+
+
+def test_the_score_of_an_expert_equals_a_loop_over_its_tokens():
+    from lessen.stats.routed import RoutedNorm
+    from lessen.stats.whole import survey
+
+    model = mixture()
+    unit = next(unit for unit in lessen.trace(model, tokens(2, 12)).units if unit.kind == "experts")
+    stats, _ = survey(model, [unit], (RoutedNorm,), [tokens(2, 12)])
+    calls: list[Any] = []
+    pack = model.model.layers[0].mlp.experts
+    handle = pack.register_forward_pre_hook(lambda _, args: calls.append(args))
+    with torch.no_grad():
+        model(tokens(2, 12))
+    handle.remove()
+    hidden, chosen, weights = calls[0]
+    found: dict[int, list[float]] = {}
+    with torch.no_grad():
+        for x, experts, gains in zip(hidden, chosen, weights, strict=True):
+            for expert, gain in zip(experts.tolist(), gains.tolist(), strict=True):
+                gate, up = (pack.gate_up_proj[expert] @ x).chunk(2)
+                found.setdefault(expert, []).append(gain * float((pack.down_proj[expert] @ (F.silu(gate) * up)).norm()))
+    expected = [sum(found.get(e, [0.0])) / len(found.get(e, [0.0])) for e in range(6)]
+    torch.testing.assert_close(stats[0][RoutedNorm], torch.tensor(expected, dtype=torch.float64), rtol=1e-5, atol=1e-7)
+
+
+def test_tokens_that_never_occur_go_and_those_that_stay_are_predicted_as_before():
+    model = decoder("llama", torch.float32)
+    batches = list(tokens(4, 12).split(1))
+    pruned = lessen.prune(model, tokens(2, 12), batches, method=Vocabulary(ratio=0.4, always=(0, 1, 2)))
+    (kept,) = pruned.kept.values()
+    used = set(torch.cat(batches).flatten().tolist())
+    assert len(kept) == 38 and {0, 1, 2} <= set(kept.tolist()) and (used <= set(kept.tolist()) or set(kept.tolist()) <= used | {0, 1, 2})
+    assert (
+        pruned.model.config.vocab_size == 38 and pruned.model.get_input_embeddings().weight is pruned.model.get_output_embeddings().weight
+    )
+    place = {token: i for i, token in enumerate(kept.tolist())}
+    text = torch.tensor([[token for token in tokens(1, 12)[0].tolist() if token in place]])
+    with torch.no_grad():
+        now = pruned.model(torch.tensor([[place[token] for token in text[0].tolist()]])).logits
+        torch.testing.assert_close(now, model(text).logits[..., kept], rtol=1e-5, atol=1e-5)  # float32 products of another shape
+
+
+def test_whole_blocks_of_a_module_in_memory_are_dropped():
+    model = decoder("llama", torch.float32)
+    with torch.no_grad():
+        for name, parameter in model.get_submodule("model.layers.1").named_parameters():
+            if name.endswith(("o_proj.weight", "down_proj.weight")):
+                parameter.mul_(1e-3)
+    pruned = lessen.prune(model, tokens(2, 12), list(tokens(4, 12).split(1)), method=BlockInfluence(ratio=1 / 3))
+    assert [edit.unit.name for edit in pruned.edits] == ["model.layers.1"] and pruned.model.config.num_hidden_layers == 2
+    with pytest.raises(UsageError, match="this method removes whole units"):
+        lessen.prune(model, tokens(2, 12), method=BlockInfluence(), to="20%")

@@ -127,7 +127,9 @@ def prune(
     before, after = _sizes(model), _sizes(smaller)
     if goal is not None and goal.cost.name == "macs":
         before["macs"], after["macs"] = goal.cost.whole, macs(smaller, _caller(smaller, example_inputs), ()).whole
-    if prove is not False or (goal is not None and goal.cost.name == "milliseconds"):
+    if cutting.renumbered:
+        notes.append("Token ids are other ones: a token's id is its place in `kept`; encode text accordingly.")
+    elif prove is not False or (goal is not None and goal.cost.name == "milliseconds"):
         notes += _timed(model, smaller, example_inputs, before, after)
     seconds = (time.perf_counter() - started) / max(1, len(edits))
     if on_event:
@@ -153,11 +155,28 @@ class _Cutting:
         edits = [replace(edit, unit=by_name[edit.unit.name]) if isinstance(edit, Keep | Drop) else edit for edit in edits]
         if isinstance(self.structure, Structure):
             edits = resizes(self.model, self.structure, edits)
-        if self.proof:
+        edits = [*edits, *(size for edit in edits if isinstance(edit, Keep) for size in _vocabularies(self.model, edit))]
+        if self.proof and not self.renumbered:
             return edits, check(self.model, edits, self.example)
         smaller = apply(copy.deepcopy(self.model), edits)
-        _runs(smaller, self.example)
+        if not self.renumbered:
+            _runs(smaller, self.example)
         return edits, smaller
+
+    @property
+    def renumbered(self) -> bool:
+        """Whether token ids change, so that the example means something else to the smaller model."""
+        return any(unit.kind == "vocab" for unit in self.units)
+
+
+def _vocabularies(model: nn.Module, keep: Keep) -> Iterator[Resize]:
+    """What modules and configurations call `vocab_size`, after its rows were cut."""
+    if keep.unit.kind != "vocab":
+        return
+    for path, module in model.named_modules():
+        for owner, inside in ((module, ""), (getattr(module, "config", None), "config.")):
+            if getattr(owner, "vocab_size", None) == keep.unit.size:
+                yield Resize(".".join(filter(None, (path, f"{inside}vocab_size"))), keep.unit.size, len(keep.indices))
 
 
 def _attempts(
@@ -189,10 +208,14 @@ def _chosen(structure: Structure | Sequence[Unit], method: Any) -> list[Unit]:
     """The units that the method decides on."""
     found = list(structure.units if isinstance(structure, Structure) else structure)
     if isinstance(structure, Structure):
-        kinds = WIDTHS if isinstance(method, Budget) else getattr(method, "kinds", (method.kind,))
+        kinds = getattr(method, "kinds", (method.kind,))
+        kinds = WIDTHS if "ffn" in kinds or "kv_group" in kinds or "channels" in kinds else kinds
+        found = [*found, *structure.vocabulary] if "vocab" in kinds else found
         found = _disjoint([unit for unit in found if unit.kind in kinds and not unit.normed], kinds)
     if not found:
         remedy = "look at lessen.trace(model, example_inputs): it says what is held, and why"
+        if "experts" in getattr(method, "kinds", ()):
+            remedy = 'packed experts are found in a model of which model.set_experts_implementation("eager") was called'
         raise UsageError(type(method).__name__, got="no unit that it could prune", wanted="one at least", remedy=remedy)
     return found
 

@@ -9,14 +9,34 @@ from lessen.methods.influence import BlockInfluence
 from lessen.methods.isomorphic import Isomorphic
 from lessen.methods.lamp import LAMP
 from lessen.methods.magnitude import Magnitude
+from lessen.methods.reap import REAP
 from lessen.methods.rtn import RTN
 from lessen.methods.samp import SAMP
 from lessen.methods.select import Select
 from lessen.methods.taylor import Taylor
 from lessen.methods.ukmp import UKMP
+from lessen.methods.vocabulary import Vocabulary
 from lessen.methods.wanda import Wanda
 
-METHODS = (RTN, GPTQ, AWQ, Select, Magnitude, Wanda, FLAP, BlockInfluence, Taylor, Fisher, UKMP, SAMP, Isomorphic, LAMP, BNScale)
+METHODS = (
+    RTN,
+    GPTQ,
+    AWQ,
+    Select,
+    Magnitude,
+    Wanda,
+    FLAP,
+    BlockInfluence,
+    Taylor,
+    Fisher,
+    UKMP,
+    SAMP,
+    Isomorphic,
+    LAMP,
+    BNScale,
+    REAP,
+    Vocabulary,
+)
 
 __all__ = [
     "AWQ",
@@ -24,6 +44,7 @@ __all__ = [
     "GPTQ",
     "LAMP",
     "METHODS",
+    "REAP",
     "RTN",
     "SAMP",
     "UKMP",
@@ -34,5 +55,6 @@ __all__ = [
     "Magnitude",
     "Select",
     "Taylor",
+    "Vocabulary",
     "Wanda",
 ]

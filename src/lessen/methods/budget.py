@@ -146,14 +146,14 @@ class Budget:
         labels = [self._partition(unit) for unit in units]
         if goal is None and self.across == "layer":
             return [
-                rank([score], [label], [0], _share([unit], self.ratio), self.rules)[0]
+                rank([score], [label], [0], _share([unit], self.ratio), self.rules, [unit.floor])[0]
                 for unit, score, label in zip(units, scores, labels, strict=True)
             ]
         together = list(range(len(units)))
         if self.across == "layer":
             alike = [(alike_name(unit.name), unit.kind, unit.size) for unit in units]
             together = [alike.index(key) for key in alike]
-        return rank(scores, labels, together, goal or _share(units, self.ratio), self.rules)
+        return rank(scores, labels, together, goal or _share(units, self.ratio), self.rules, [unit.floor for unit in units])
 
     def _partition(self, unit: Unit) -> str:
         match self.partition:

@@ -61,7 +61,14 @@ class Rules:
     stages: int = 1
 
 
-def rank(scores: Sequence[Tensor], partitions: Sequence[str], together: Sequence[int], goal: Goal, rules: Rules) -> list[Tensor]:
+def rank(
+    scores: Sequence[Tensor],
+    partitions: Sequence[str],
+    together: Sequence[int],
+    goal: Goal,
+    rules: Rules,
+    floors: Sequence[int] | None = None,
+) -> list[Tensor]:
     """Choose what stays.
 
     Args:
@@ -70,6 +77,7 @@ def rank(scores: Sequence[Tensor], partitions: Sequence[str], together: Sequence
         together: for each unit a number; units with the same number have the same size and are narrowed by the same amount.
         goal: when to stop.
         rules: how they compete.
+        floors: channels that each unit keeps at least, beside the share in `rules`.
 
     Returns:
         indices that stay, int64, sorted, one tensor per unit.
@@ -78,6 +86,7 @@ def rank(scores: Sequence[Tensor], partitions: Sequence[str], together: Sequence
         UsageError: the goal cannot be reached without emptying a unit.
     """
     contest = _Contest(scores, partitions, together, goal.cost, rules)
+    contest.least = list(floors or contest.least)
     whole = goal.cost.whole
     for stage in range(1, rules.stages + 1):
         done = stage / rules.stages
@@ -112,6 +121,7 @@ class _Contest:
         self.alive = [torch.ones(score.shape[1], dtype=torch.bool) for score in self.scores]
         self.sizes = [score.shape[1] for score in self.scores]
         self.widths = list(self.sizes)
+        self.least = [1] * len(self.sizes)
         members: dict[str, list[int]] = {}
         groups: dict[int, list[int]] = {}
         for unit, (partition, number) in enumerate(zip(partitions, together, strict=True)):
@@ -133,7 +143,7 @@ class _Contest:
         return not any(list(_spans(self.widths[g[0]], self.rules.multiple, max(floors[u] for u in g))) for g in self.groups)
 
     def _floors(self, least: float) -> list[int]:
-        return [max(ceil(least * size - 1e-9), 1) for size in self.sizes]
+        return [max(ceil(least * size - 1e-9), own) for size, own in zip(self.sizes, self.least, strict=True)]
 
     def spend(self, goal: float, strict: bool, least: float) -> None:
         """Remove rounds of channels until `goal` is met or nothing more may go."""

@@ -1,6 +1,6 @@
 """Everything that methods need to know about units, collected on a whole model in memory: inputs, angles, blocks and gradients."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from torch import nn
@@ -8,9 +8,9 @@ from torch import nn
 from lessen.core.event import Event, Listener
 from lessen.core.unit import Unit
 from lessen.errors import LessenError
-from lessen.stats import gradients, inputs
+from lessen.stats import gradients, inputs, routed
 from lessen.stats.gradients import Collecting, Gradient
-from lessen.stats.objectives import default_objective
+from lessen.stats.objectives import Objective, default_objective
 
 
 def survey(
@@ -57,7 +57,7 @@ def survey(
     try:
         if by_input:
             objective = how.objective or default_objective
-            seen = inputs.collect(model, units, by_input, batches, objective, tick)
+            seen = _forward(model, units, by_input, batches, objective, tick)
             for unit, stats in zip(units, found, strict=True):
                 stats.update(seen[unit.name])
             offset = len(batches)
@@ -74,3 +74,20 @@ def survey(
         for module, training in modes:
             module.training = training
     return found, tasks
+
+
+def _forward(
+    model: nn.Module,
+    units: Sequence[Unit],
+    needs: Sequence[type],
+    batches: Sequence[Any],
+    objective: Objective,
+    tick: Callable[[int], None],
+) -> dict[str, dict[type, Any]]:
+    """Statistics of a forward pass: of routers and tables if they are asked for, else of inputs."""
+    counted = [need for need in needs if need in (routed.RoutedNorm, routed.Lookups)]
+    return (
+        routed.collect(model, units, counted, batches, objective)
+        if counted
+        else inputs.collect(model, units, needs, batches, objective, tick)
+    )
