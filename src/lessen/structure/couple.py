@@ -70,8 +70,8 @@ def _slices(dims: Dims, leaf: Axis, at: Sequence[tuple[str, int]]) -> tuple[Slic
     return tuple(part for tensor, dim in at for part in slices_of(tensor, dim, dims[tensor][dim], leaf))
 
 
-def experts(dims: Dims) -> list[Unit]:
-    """Experts packed in one tensor, with the rows of the router that chooses among them by number.
+def experts(dims: Dims) -> tuple[list[Unit], dict[Axis, str]]:
+    """Experts packed in one tensor, with the rows of the router that chooses among them by number; and the unit of each of their leaves.
 
     The router's axis is held, since its numbers are compared and looked up, and so is that of the packed weights; but where one router
     stands beside one pack of the same size, the numbers of the one are the numbers of the other, and both can lose the same ones. At
@@ -89,6 +89,7 @@ def experts(dims: Dims) -> list[Unit]:
         elif all(dim == 0 for _, dim in at) and any(len(dims[name]) == 3 for name, _ in at):
             packs.setdefault((holder.rpartition(".")[0], leaf.size), []).append(leaf)
     found: list[Unit] = []
+    named: dict[Axis, str] = {}
     for (path, size), pack in packs.items():
         chosen = [leaf for (holder, n), all_ in routers.items() if n == size and f"{holder}.".startswith(f"{path}.") for leaf in all_]
         if len(chosen) != 1:
@@ -97,7 +98,8 @@ def experts(dims: Dims) -> list[Unit]:
         parts = tuple(part for leaf in (*chosen, *pack) for part in _slices(dims, leaf, places[leaf]))
         reason = f"one expert each, of which the router chooses {least}"
         found.append(Unit(f"{path}.experts", "experts", size, parts, _block(path), reason=reason, complete=True, floor=least))
-    return found
+        named |= dict.fromkeys((*chosen, *pack), found[-1].name)
+    return found, named
 
 
 _BY_NUMBER = {"softmax", "topk", "select", "index", "gather", "scatter", "grouped", "one", "bincount", "histc", "safe"}

@@ -148,7 +148,8 @@ def trace(
         watch.notes[f"traced with real weights, since without values there was {error.got}"] = None
     live = {name: axes for name, axes in dims.items() if name in used}
     units, names = couple(watch.axes, live)
-    found = [*units, *experts(live), *layers(watch.residual, freeze)]
+    packed, of_experts = experts(live)
+    found = [*units, *packed, *layers(watch.residual, freeze)]
     held = {f"{n}[{d}]": reason for n, axes in dims.items() for d, a in enumerate(axes) if (reason := _held(a, n in used))}
     return Structure(
         units=tuple(found),
@@ -157,7 +158,7 @@ def trace(
         notes=tuple(watch.notes),
         vocabulary=tuple(vocabulary(live)),
         dims={name: tuple(axes) for name, axes in dims.items()},
-        leaves=names,
+        leaves=names | of_experts,
     )
 
 
