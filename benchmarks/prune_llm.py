@@ -1,12 +1,12 @@
 """SmolLM2-135M with 10, 20 and 30 % of ALL parameters removed (embeddings count, and stay), by lessen and by others, step by step.
 
 Stages, each a row of its own: `pruned` (decided and cut, nothing repaired but what the method itself repairs), `compensated` (closed form,
-`lessen.recover.stream`), `recovered` (10 minutes of training against the original, `lessen.recover`). Every model is scored by one
-evaluator on near and far text, of which no method, training run or choice has seen anything; what is calibrated and trained on is lessen's
-calibration text, half of it written by the dense model itself. Counts of parameters may differ by 1 % of the model.
+`lessen.recover.stream`), `recovered` (10 minutes of processor time of training against the original, `lessen.recover`). Every model is
+scored by one evaluator on near and far text, of which no method, training run or choice has seen anything; what is calibrated and trained
+on is lessen's calibration text, half of it written by the dense model. Counts of parameters may differ by 1 % of the model.
 
-"X type" is the published idea in lessen's engine. Torch-Pruning is the package; it cuts feed-forward channels alone here, since its cut
-through grouped attention does not run on this model, and it has neither compensation nor recovery of its own, so it gets our recovery.
+"X type" is the published idea in lessen's engine. Torch-Pruning is the package; it is given the feed-forward channels alone, with attention
+left whole. It has neither compensation nor recovery of its own, so it gets our recovery.
 """
 
 import copy
@@ -264,7 +264,7 @@ def _recover(setting: Setting, ratio: float, name: str, place: Path) -> Row:
 
 def training(smoke: bool) -> Options:
     """How every pruned model, ours or a peer's, is trained."""
-    options = Options(batch=4, learning_rate=3e-4, warmup=0.1, evaluate_every=25, patience=None, minutes=MINUTES)
+    options = Options(batch=4, learning_rate=3e-4, warmup=0.1, evaluate_every=25, patience=None, minutes=MINUTES, clock="processor")
     return replace(options, steps=4, minutes=None) if smoke else options
 
 

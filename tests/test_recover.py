@@ -119,13 +119,14 @@ def test_only_what_is_named_is_trained():
     assert changed == {name for name in before if "layers.1.mlp" in name}
 
 
-def test_a_time_limit_ends_it_and_the_learning_rate_follows_the_clock():
+@pytest.mark.parametrize("clock", ["wall", "processor"])
+def test_a_time_limit_ends_it_and_the_learning_rate_follows_the_clock(clock: Any):
     found = recover(
         decoder("llama", torch.float32, seed=1), decoder("llama", torch.float32), tokens(16, 8), minutes=0.01, precision="float32"
     )
     rates = [entry["learning_rate"] for entry in found.history]
     assert found.stopped == "minutes"
-    assert 0.6 <= found.seconds < 10
+    assert 0.6 <= found.seconds < 20  # at least the limit; a step on a busy machine may go over it
     assert rates[-1] < max(rates)
 
 

@@ -22,6 +22,8 @@ class Options:
     """Passes over the data at most."""
     minutes: float | None = None
     """Minutes at most, held-out scoring included; the number of steps then depends on the machine."""
+    clock: Literal["wall", "processor"] = "wall"
+    """What minutes are of: the clock on the wall, or processor time over the number of threads, which a busy machine does not stretch."""
     batch: int = 8
     """Samples of one optimizer step, over all processes."""
     micro: int | None = None
@@ -65,5 +67,7 @@ class Options:
         for name in ("final", "warmup"):
             if not 0 <= getattr(self, name) <= 1:
                 raise UsageError("recover", got=f"{name}={getattr(self, name)}", wanted="a fraction from 0 to 1")
+        if self.clock not in ("wall", "processor"):
+            raise UsageError("recover", got=f"clock={self.clock!r}", wanted="wall or processor")
         if self.precision not in (None, "float32", "bfloat16"):
             raise UsageError("recover", got=f"precision={self.precision!r}", wanted="float32 or bfloat16")

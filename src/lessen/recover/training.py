@@ -71,21 +71,25 @@ class Training:
         """Train until a limit is reached, then go back to the best state."""
         try:
             if self.step == 0 and self.session.heldout is not None:
-                self._look(time.perf_counter())
+                self._look(self.now())
             while self.stopped is None and not self._limit():
-                started, before = time.perf_counter(), self.elapsed
+                started, before = self.now(), self.elapsed
                 loss, rate = self._step()
                 self.step += 1
-                self.elapsed = self.session.ranks.agreed(before + time.perf_counter() - started)
+                self.elapsed = self.session.ranks.agreed(before + self.now() - started)
                 self._note({"loss": loss, "learning_rate": rate, "seconds": round(self.elapsed, 3)})
                 at_end = self._limit()
                 if self.session.heldout is not None and (self.step % self.options.evaluate_every == 0 or at_end):
-                    self._look(time.perf_counter())
+                    self._look(self.now())
                 if self.storage and (self.step % self.options.save_every == 0 or at_end or self.stopped):
                     self._save()
         finally:
             if self.kept:
                 self.shared.restore(self.kept)
+
+    def now(self) -> float:
+        """Seconds on the clock that the time limit means."""
+        return time.perf_counter() if self.options.clock == "wall" else time.process_time() / torch.get_num_threads()
 
     def _limit(self) -> bool:
         """Whether a limit is reached; notes which."""
@@ -183,7 +187,7 @@ class Training:
             self.waited += 1
             if self.options.patience is not None and self.waited >= self.options.patience:
                 self.stopped = self.stopped or "patience"
-        self.elapsed = self.session.ranks.agreed(self.elapsed + time.perf_counter() - started)
+        self.elapsed = self.session.ranks.agreed(self.elapsed + self.now() - started)
 
     def _note(self, entry: dict[str, Any]) -> None:
         self.session.history.append({"phase": self.number, "step": self.step, **entry})
