@@ -37,6 +37,7 @@ LONG: dict[str, str] = {}
 # Functions that may take more parameters, each with its reason.
 WIDE: dict[str, str] = {
     "compress.py:compress": "the front door; each is one question that a user may have",
+    "prune.py:prune": "the front door for models in memory",
 }
 
 
