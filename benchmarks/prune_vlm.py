@@ -223,11 +223,15 @@ def effects(rows: list[Row]) -> list[Row]:
 
 
 def goals(rows: list[Row]) -> list[Goal]:
-    """Directions as found, after recovery: a mean of 0 or more over the seeds is the direction that the paper reports."""
+    """Directions as found: a mean of 0 or more over the seeds is the direction that the paper reports."""
     result = []
     for effect in effects(rows):
-        values = effect["after"]
-        spread = f"sd {stdev(values):.2f} over {len(values)} seeds" if len(values) > 1 else "one seed"
-        name = f"{effect['ratio']} %: nats gained over {effect['variant']} ({spread})"
-        result.append(at_least(name, mean(values), 0))
+        for when in ("before", "after"):
+            values = effect[when]
+            if when == "before" and not any(values):
+                continue  # a part of the recovery
+            spread = f"sd {stdev(values):.2f} over {len(values)} seeds" if len(values) > 1 else "one seed"
+            result.append(
+                at_least(f"{effect['ratio']} %, {when} recovery: nats gained over {effect['variant']} ({spread})", mean(values), 0)
+            )
     return result
