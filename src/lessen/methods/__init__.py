@@ -13,29 +13,16 @@ from lessen.methods.reap import REAP
 from lessen.methods.rtn import RTN
 from lessen.methods.samp import SAMP
 from lessen.methods.select import Select
+from lessen.methods.surgeon import Surgeon
 from lessen.methods.taylor import Taylor
 from lessen.methods.ukmp import UKMP
 from lessen.methods.vocabulary import Vocabulary
 from lessen.methods.wanda import Wanda
 
 METHODS = (
-    RTN,
-    GPTQ,
-    AWQ,
-    Select,
-    Magnitude,
-    Wanda,
-    FLAP,
-    BlockInfluence,
-    Taylor,
-    Fisher,
-    UKMP,
-    SAMP,
-    Isomorphic,
-    LAMP,
-    BNScale,
-    REAP,
-    Vocabulary,
+    *(RTN, GPTQ, AWQ, Select),
+    *(Magnitude, Wanda, FLAP, BlockInfluence, Taylor, Fisher, Surgeon, UKMP, SAMP),
+    *(Isomorphic, LAMP, BNScale, REAP, Vocabulary),
 )
 
 __all__ = [
@@ -54,6 +41,7 @@ __all__ = [
     "Isomorphic",
     "Magnitude",
     "Select",
+    "Surgeon",
     "Taylor",
     "Vocabulary",
     "Wanda",

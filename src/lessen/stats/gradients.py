@@ -104,7 +104,7 @@ def collect(
     total = _Total(model, units, tuple(needs))
     # A switch needs all its weights' gradients at once; they are freed as they arrive, so nothing is lost by one pass.
     size = max(1, -(-len(names) // (1 if total.masked else max(1, how.passes))))
-    with _as_it_was(model), _recomputing(model, how.recompute):
+    with as_it_was(model), _recomputing(model, how.recompute):
         for number, start in enumerate(range(0, len(names), size)):
             total.over({name: parameters[name] for name in names[start : start + size]}, batches, how, tick, number * len(batches))
     if not total.sums:
@@ -236,7 +236,7 @@ def _is_matrix(tensor: Tensor) -> bool:
 
 
 @contextmanager
-def _as_it_was(model: nn.Module) -> Iterator[None]:
+def as_it_was(model: nn.Module) -> Iterator[None]:
     """Give parameters their flags and gradients back."""
     before = [(p, p.requires_grad, p.grad) for p in model.parameters()]
     for parameter, _, _ in before:

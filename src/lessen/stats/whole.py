@@ -8,7 +8,7 @@ from torch import nn
 from lessen.core.event import Event, Listener
 from lessen.core.unit import Unit
 from lessen.errors import LessenError
-from lessen.stats import gradients, inputs, routed
+from lessen.stats import curvature, gradients, inputs, routed
 from lessen.stats.gradients import Collecting, Gradient
 from lessen.stats.objectives import Objective, default_objective
 
@@ -61,7 +61,11 @@ def survey(
             for unit, stats in zip(units, found, strict=True):
                 stats.update(seen[unit.name])
             offset = len(batches)
-        if by_gradient:
+        if curvature.OutputFisher in by_gradient:
+            factored = curvature.collect(model, units, batches, how, tick)
+            for unit, stats in zip(units, found, strict=True):
+                stats.update(factored[unit.name])
+        elif by_gradient:
             measured = gradients.collect(model, units, by_gradient, batches, how, tick)
             tasks = measured.tasks
             for unit, stats in zip(units, found, strict=True):
