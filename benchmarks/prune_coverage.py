@@ -193,7 +193,7 @@ def goals(rows: Sequence[Row]) -> list[Goal]:
     common = {row["model"] for row in peers}
     ours = [row for row in own if row["model"] in common]
     ours_right = sum(row["verdict"] == "right" for row in ours)
-    value = f"{right} of {len(peers)} right, {untied} more but for weights that are no longer tied; lessen {ours_right} of {len(ours)} of these"
+    value = f"{right} of {len(peers)} right, {untied} more but for ties that are lost; lessen {ours_right} of {len(ours)} of these"
     found.append(Goal("Torch-Pruning on the same models", value if peers else "not measured", "for comparison", True if peers else None))
     return found
 

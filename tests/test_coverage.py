@@ -3,6 +3,7 @@
 import copy
 import json
 import time
+from typing import Any
 
 import pytest
 import torch
@@ -22,7 +23,7 @@ from lessen.models.pruned import save
 UNIT = Unit("0", "channels", 8, (Slice("0.weight", 0), Slice("0.bias", 0), Slice("2.weight", 1)), complete=True)
 
 
-def mlp() -> nn.Module:
+def mlp() -> Any:
     torch.manual_seed(0)
     return nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 2)).double().eval()
 
@@ -33,13 +34,13 @@ def inputs() -> torch.Tensor:
 
 
 def test_the_judge_accepts_a_right_cut(inputs):
-    smaller = apply(mlp(), [Keep(UNIT, torch.arange(2, 8))])
+    smaller: Any = apply(mlp(), [Keep(UNIT, torch.arange(2, 8))])
     found = judge(mlp(), smaller, inputs)
     assert found["removed"] == round(1 - 44 / 58, 3) and found["difference"] < 1e-9
 
 
 def test_the_judge_refuses_changed_values_wrong_pairs_and_stale_attributes(inputs):
-    smaller = apply(mlp(), [Keep(UNIT, torch.arange(2, 8))])
+    smaller: Any = apply(mlp(), [Keep(UNIT, torch.arange(2, 8))])
     changed = copy.deepcopy(smaller)
     changed[0].bias.data += 1
     with pytest.raises(Wrong, match=r"values of 0\.bias changed"):
@@ -59,9 +60,9 @@ def test_the_judge_refuses_changed_values_wrong_pairs_and_stale_attributes(input
 
 def test_the_judge_sees_weights_that_are_no_longer_tied():
     layers = [nn.Linear(64, 8), nn.Tanh(), nn.Linear(8, 8, bias=False), nn.Tanh(), nn.Linear(8, 8, bias=False), nn.Linear(8, 2)]
-    tied = nn.Sequential(*layers).double()
+    tied: Any = nn.Sequential(*layers).double()
     tied[4].weight = tied[2].weight
-    smaller = copy.deepcopy(tied)
+    smaller: Any = copy.deepcopy(tied)
     smaller[4].weight = nn.Parameter(tied[2].weight.detach().clone())
     unit = Unit("0", "channels", 8, (Slice("0.weight", 0), Slice("0.bias", 0), Slice("2.weight", 1)), complete=True)
     apply(smaller, [Keep(unit, torch.arange(4, 8))])
@@ -92,14 +93,15 @@ def test_networks_of_the_zoo_are_cut_rightly(name):
 
 def test_every_network_of_the_zoo_runs():
     for make, example in ZOO.values():
-        assert make().double().eval()(example()).isfinite().all()
+        model: Any = make()
+        assert model.double().eval()(example()).isfinite().all()
 
 
 def test_a_pruned_model_of_transformers_is_saved_and_opened_with_its_own_widths(tmp_path):
     from transformers import LlamaConfig, LlamaForCausalLM
 
     config = LlamaConfig(hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=2, vocab_size=40)
-    model = LlamaForCausalLM(config).eval()
+    model: Any = LlamaForCausalLM(config).eval()
     base = "model.layers.0.mlp"
     unit = Unit(
         base,
@@ -111,7 +113,7 @@ def test_a_pruned_model_of_transformers_is_saved_and_opened_with_its_own_widths(
     edits = [Keep(unit, torch.arange(0, 24, 2))]
     apply(model, edits)
     save(model, edits, tmp_path / "out")
-    again = load(tmp_path / "out")
+    again: Any = load(tmp_path / "out")
     ids = torch.arange(10)[None]
     assert torch.equal(model(ids).logits, again(ids).logits)
     assert [layer.mlp.up_proj.out_features for layer in again.model.layers] == [12, 24]
@@ -134,7 +136,8 @@ def test_a_model_that_nothing_says_how_to_make_is_refused_and_nothing_written(tm
 def test_a_directory_whose_maker_is_gone_says_so(tmp_path):
     model = apply(mlp(), [Keep(UNIT, torch.arange(2, 8))])
     save(model, [Keep(UNIT, torch.arange(2, 8))], tmp_path / "out", "tests.test_coverage:mlp")
-    assert load(tmp_path / "out")[0].out_features == 6
+    reloaded: Any = load(tmp_path / "out")
+    assert reloaded[0].out_features == 6
     (tmp_path / "out" / "lessen.json").write_text(json.dumps({"pruned": {"made_by": "nowhere.at_all:f"}}))
     with pytest.raises(LessenError, match="nowhere"):
         load(tmp_path / "out")

@@ -1,6 +1,7 @@
 """Cuts of traced models: numbers of modules follow, what cannot be expressed is held, and every cut is proved."""
 
 import copy
+from typing import Any
 
 import pytest
 import torch
@@ -57,7 +58,7 @@ class Net(nn.Module):
         return self.head(F.relu(self.group(self.depth(F.relu(self.norm(self.stem(x)))) * self.table)).mean((2, 3)))
 
 
-def disturbed(model: nn.Module) -> nn.Module:
+def disturbed(model: Any) -> Any:
     generator = torch.Generator().manual_seed(0)
     for tensor in model.state_dict().values():
         if tensor.is_floating_point():
@@ -65,7 +66,7 @@ def disturbed(model: nn.Module) -> nn.Module:
     return model.eval()
 
 
-def quarter(model: nn.Module, inputs: Tensor) -> list[Edit]:
+def quarter(model: Any, inputs: Tensor) -> list[Edit]:
     structure = expressible(model, trace(model, inputs))
     units = [unit for unit in structure.units if unit.kind in ("channels", "heads", "kv_group", "width") and unit.size > 3]
     assert units
@@ -84,14 +85,14 @@ def test_masked_and_sliced_models_agree_and_layers_describe_their_tensors(make, 
 
 def test_attributes_follow_the_formulae_that_the_code_uses():
     model, inputs = disturbed(Attention()), torch.randn(2, 5, 10)
-    smaller = apply(copy.deepcopy(model), quarter(model, inputs))
+    smaller: Any = apply(copy.deepcopy(model), quarter(model, inputs))
     assert (smaller.heads, smaller.size, smaller.inside) == (3, 6, 18)
     assert type(model.heads) is int
 
 
 def test_grouped_convolutions_keep_whole_groups_and_buffers_are_cut_along():
     model, inputs = disturbed(Net()), torch.randn(2, 3, 8, 8)
-    smaller = apply(copy.deepcopy(model), quarter(model, inputs))
+    smaller: Any = apply(copy.deepcopy(model), quarter(model, inputs))
     assert smaller.depth.groups == smaller.depth.in_channels == smaller.norm.num_features == len(smaller.norm.running_mean)
     assert smaller.table.shape[1] == smaller.stem.out_channels < 16
     assert smaller.group.in_channels == smaller.stem.out_channels
@@ -149,7 +150,7 @@ def test_a_shared_configuration_is_copied_for_the_module_that_changes():
             self.config = config
 
     shared = Settings()
-    model = nn.ModuleList([Part(shared), Part(shared)])
+    model: Any = nn.ModuleList([Part(shared), Part(shared)])
     apply(model, [Resize("0.config.heads", 4, 3)])
     assert [part.config.heads for part in model] == [3, 4]
 
@@ -161,7 +162,10 @@ def test_edits_of_traced_units_survive_the_file(tmp_path):
     again = load_edits(tmp_path / "edits.safetensors")
     assert [type(edit) for edit in edits] == [type(edit) for edit in again]
     for a, b in zip(edits, again, strict=True):
-        assert same(a, b) if isinstance(a, Resize) else a.unit.slices == b.unit.slices and torch.equal(a.indices, b.indices)
+        if isinstance(a, Keep) and isinstance(b, Keep):
+            assert a.unit.slices == b.unit.slices and torch.equal(a.indices, b.indices)
+        else:
+            assert same(a, b)
 
 
 def test_sizes_compute_like_integers_and_remember_how():

@@ -192,15 +192,13 @@ def shrink(config: Any) -> dict[str, Any]:
         if getattr(value, "model_type", None) == "timm_backbone":
             changes[name] = _BACKBONE
         elif hasattr(value, "to_dict"):
-            changes[name] = {"model_type": value.model_type} | shrink(value)
+            changes[name] = {"model_type": getattr(value, "model_type", "")} | shrink(value)
         elif _SPECIAL.fullmatch(name):
             continue
         elif isinstance(value, int):
-            if (smaller := _number(name, value)) != value:
-                changes[name] = smaller
+            changes |= {name: smaller} if (smaller := _number(name, value)) != value else {}
         elif isinstance(value, list | tuple) and value and all(isinstance(v, int) and not isinstance(v, bool) for v in value):
-            if (shorter := _sequence(name, list(value))) != list(value):
-                changes[name] = shorter
+            changes |= {name: shorter} if (shorter := _sequence(name, list(value))) != list(value) else {}
     stages = own.get("_out_features")
     if isinstance(stages, list) and len(stages) > 1 and isinstance(own.get("num_hidden_layers"), int):
         # A backbone that hands out several of its layers keeps as many as it hands out.

@@ -97,12 +97,12 @@ def _grouped(edits: Sequence[Edit]) -> Iterator[Edit | tuple[Keep, ...]]:
     """The edits, with Keeps of complete units that act at once in one tuple; a unit that comes again starts the next."""
     group: list[Keep] = []
     for edit in edits:
-        joins = isinstance(edit, Keep) and edit.unit.complete
-        if group and (not joins or any(edit.unit == keep.unit for keep in group)):
+        joining = edit if isinstance(edit, Keep) and edit.unit.complete else None
+        if group and (joining is None or any(joining.unit == keep.unit for keep in group)):
             yield tuple(group)
             group = []
-        if isinstance(edit, Keep) and edit.unit.complete:
-            group.append(edit)
+        if joining is not None:
+            group.append(joining)
         else:
             yield edit
     if group:

@@ -5,8 +5,9 @@ solving     an attribute that is a whole formula is what the equation says; what
 conflict    two equations want different values, or a formula without attributes has the wrong one: the cut cannot be expressed
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from torch import nn
 
@@ -94,6 +95,7 @@ class Resizer:
                     raise self._conflict(equation, after(equation.axis))
                 values[equation.formula] = after(equation.axis)
         wider = [*concerned, *(e for a in values for e in self.by_attribute[a])]
+        open_ones: list[Equation] = []
         for _ in range(4):
             open_ones = [e for e in dict.fromkeys(wider) if not holds(e)]
             if not open_ones:
@@ -103,7 +105,9 @@ class Resizer:
                     wider += self._search(equation, values, holds, after)
         raise self._conflict(open_ones[0], after(open_ones[0].axis))
 
-    def _search(self, equation: Equation, values: dict[Attribute, int], holds, after) -> list[Equation]:
+    def _search(
+        self, equation: Equation, values: dict[Attribute, int], holds: Callable[[Equation], bool], after: Callable[[Axis], int]
+    ) -> list[Equation]:
         """Give one attribute of the formula the value that makes it hold, where that breaks no other equation."""
         for attribute in dict.fromkeys(attributes_in(equation.formula)):
             if attribute in values:
@@ -155,11 +159,11 @@ class Resizer:
         return local
 
     def _read_at(self, attribute: Attribute) -> int:
-        found: object = self.model
+        found: Any = self.model
         key, _, index = attribute.key.partition("[")
         for word in [*filter(None, attribute.owner.split(".")), key]:
             found = found._modules[word] if isinstance(found, nn.Module) and word in found._modules else getattr(found, word)
-        return int(found[int(index[:-1])]) if index else int(found)  # pyright: ignore[reportIndexIssue, reportArgumentType]
+        return int(found[int(index[:-1])]) if index else int(found)
 
     def _read(self, attribute: Attribute) -> int:
         raise LessenError(attribute.key, got="a configuration that no module holds", wanted="one that is an attribute of a module")

@@ -87,11 +87,11 @@ class Size(int):
     def __float__(self) -> float:
         return float(self.use())
 
-    def __pow__(self, other: Any) -> Any:
-        return self.use() ** other
+    def __pow__(self, other: Any, modulus: Any = None) -> Any:
+        return pow(self.use(), other, modulus)
 
-    def __rpow__(self, other: Any) -> Any:
-        return other ** self.use()
+    def __rpow__(self, other: Any, modulus: Any = None) -> Any:
+        return pow(other, self.use(), modulus)
 
     def __truediv__(self, other: Any) -> Any:
         return self.use() / other
@@ -190,10 +190,11 @@ def remembered(model: nn.Module, book: list[Formula]) -> Iterator[None]:
         changed = {key: value for key, value in space.items() if not key.startswith("__")}
         marked: dict[str, Any] = {}
         for key, value in changed.items():
-            if type(value) is int and value > 0:
+            kind: Any = type(value)
+            if kind is int and value > 0:
                 marked[key] = Size(value, Attribute(owner, key), book)
-            elif type(value) in (tuple, list) and value and all(type(v) is int for v in value):
-                marked[key] = type(value)(Size(v, Attribute(owner, f"{key}[{i}]"), book) for i, v in enumerate(value))
+            elif kind in (tuple, list) and value and all(type(v) is int for v in value):
+                marked[key] = kind(Size(v, Attribute(owner, f"{key}[{i}]"), book) for i, v in enumerate(value))
             elif deep and is_configuration(value):
                 tag(f"config:{id(value)}", vars(value), True)
         before.append((space, {key: space[key] for key in marked}))
