@@ -146,7 +146,7 @@ class _Subject:
             drawn = torch.randperm(len(self.found.train), generator=random)[:CALIBRATION].tolist()
             batches = [_batch(self.found.train, [i]) for i in drawn]
             made = lessen.prune(
-                self.model, self.example, batches, method=method, to=f"{ratio}%", losses=_predicted, units=self.units, time_it=False
+                self.model, self.example, batches, method=method, to=f"{ratio}%", losses=_predicted, units=self.units
             )  # fmt: skip
             self.last = ((method, ratio, seed), made)
         return replace(self.last[1], model=copy.deepcopy(self.last[1].model))
