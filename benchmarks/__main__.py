@@ -6,7 +6,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from benchmarks.harness import Session, environment, result, stop_when_told, write
+from benchmarks.harness import Session, command, environment, result, stop_when_told, write
 
 # name -> (module, what it shows)
 BENCHMARKS = {
@@ -39,8 +39,7 @@ def main(arguments: list[str] | None = None) -> int:
     module = import_module(BENCHMARKS[options.name][0])
     rows: list[dict[str, Any]] = [row for row in module.rows(session) if row is not None]
     goals = module.goals(rows)
-    command = " ".join(["python -m benchmarks", options.name, *(["--smoke"] if options.smoke else [])])
-    data = result(command, env, rows, goals)
+    data = result(command(options.name, options.smoke), env, rows, goals)
     if options.json:
         write(options.json, data)
     for goal in goals:

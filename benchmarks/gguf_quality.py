@@ -2,7 +2,9 @@
 
 All three files are read back from disk, dequantized and scored by one evaluator. The two peers differ from ours in nothing but codes
 and scales: they are our file with every quantized tensor replaced by llama.cpp's quantization of the float weight (token table included).
-The importance matrix is taken from the calibration tokens that our own method sees.
+The importance matrix is taken over the very windows that our own method calibrates on: documentation, and as much written by the model.
+
+A row can be measured again alone: `--again imatrix` forgets the rows with that in their name and keeps the others of the result.
 """
 
 import shutil
@@ -19,12 +21,11 @@ VARIANT = "rescaled"
 def rows(session: Session) -> Iterator[Row | None]:
     with tempfile.TemporaryDirectory() as folder:
         ours = Path(folder) / "gguf" / "model.gguf"
+        calibrated = {"smoke": session.smoke, "variant": VARIANT, "method": "default", "work": f"{folder}/work", "written": 0.5}
 
         def made() -> Row:
             """Cost of our file; made again if a resumed run needs it for a peer's row."""
-            arguments = {"smoke": session.smoke, "variant": VARIANT, "method": "default", "work": f"{folder}/work", "written": 0.5}
-            arguments |= {"out": folder, "formats": ["gguf"]}
-            cost = worker("export", arguments, inline=session.smoke, threads=session.threads)
+            cost = worker("export", calibrated | {"out": folder, "formats": ["gguf"]}, inline=session.smoke, threads=session.threads)
             return {"codes_equal": cost.pop("answer")["exports"][0]["codes_equal"]} | cost
 
         def compute(name: str) -> Row:
@@ -33,8 +34,8 @@ def rows(session: Session) -> Iterator[Row | None]:
             if name != OURS:
                 path = Path(folder) / "theirs.gguf"
                 shutil.copy(ours, path)
-                arguments = {"smoke": session.smoke, "variant": VARIANT, "path": str(path), "guided": name == GUIDED}
-                cost = worker("llama_cpp", arguments, inline=session.smoke, threads=session.threads)
+                arguments = {"path": str(path), "guided": name == GUIDED}
+                cost = worker("llama_cpp", calibrated | arguments, inline=session.smoke, threads=session.threads)
                 cost.pop("answer")
             arguments = {"smoke": session.smoke, "variant": VARIANT, "path": str(path)}
             quality = worker("score_file", arguments, inline=session.smoke, threads=session.threads)["answer"]

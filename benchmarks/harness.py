@@ -65,6 +65,11 @@ def at_most(name: str, value: float | None, target: float, unit: str = "") -> Go
     return Goal(name, "not measured", wanted, None) if value is None else Goal(name, float(f"{value:.4g}"), wanted, value <= target)
 
 
+def command(name: str, smoke: bool) -> str:
+    """By which a benchmark is run."""
+    return " ".join(["python -m benchmarks", name, *(["--smoke"] if smoke else [])])
+
+
 @dataclass
 class Session:
     """One run of a benchmark: its size, where it may write, and the rows that are already there.
@@ -74,7 +79,8 @@ class Session:
         smoke: seconds instead of hours, on a random model of a few thousand weights.
         side: file of finished rows; None keeps nothing.
         only: take up only rows whose key contains this text; the others are left out of the result.
-        again: forget finished rows whose key contains this text ("" forgets all).
+        again: forget finished rows whose key contains this text ("" forgets all), and keep the others: of the side file, or where there
+            is none of the result that lies beside it.
         threads: for every runtime that is measured.
     """
 
@@ -90,6 +96,11 @@ class Session:
         head = {"benchmark": self.name, "smoke": self.smoke, "threads": self.threads}
         if self.side is None:
             return
+        whole = self.side.with_name(f"{self.side.name.removesuffix('.rows.jsonl')}.json")
+        if self.again and not self.side.exists() and whole.exists():
+            data = json.loads(whole.read_text())
+            if data["command"] == command(self.name, self.smoke) and data["env"]["threads"] == self.threads:
+                self.kept = {row["key"]: row for row in data["rows"] if self.again not in row["key"]}
         if self.side.exists():
             lines = [json.loads(line) for line in self.side.read_text().splitlines() if line.endswith("}")]
             if lines and lines[0] == head:

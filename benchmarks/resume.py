@@ -2,9 +2,13 @@
 
 The run is the command line in a process of its own; SIGKILL gives it no chance to tidy up. It is killed when a random number of steps
 (decoder blocks) are on disk, plus a random part of the time that a step takes, so that it dies in the middle of work and of writing.
-After each kill the steps that were finished must still be there: at most one block of work is lost.
+After each kill the finished steps are remembered by their files (inode and time of writing); the run that goes on is watched until
+its result is in place, and every remembered step that it writes again, or removes, was lost. A run that started afresh would lose all.
+All files of the result are compared, `lessen.json` without what tells of the run itself (times, notes, the command, the folder); model
+card and report are drawn from it.
 """
 
+import json
 import os
 import random
 import signal
@@ -13,8 +17,10 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from hashlib import sha256
 from pathlib import Path
+from typing import Any
 
 from benchmarks import tiny
 from benchmarks.harness import ROOT, Goal, Row, Session, at_least, at_most
@@ -22,6 +28,10 @@ from benchmarks.material import material
 
 KILLS = 3
 SEED = 0
+OF_THE_RUN = ("seconds", "notes", "command", "environment")
+DRAWN = ("README.md", "report.html")
+Stamps = dict[str, tuple[int, int]]
+"""Inode and time of writing, by name of a file."""
 
 
 def rows(session: Session) -> Iterator[Row | None]:
@@ -54,23 +64,29 @@ def _killed(model: Path, out: Path, options: list[str], kills: int, straight: Ro
     random_ = random.Random(SEED)
     places = sorted(random_.sample(range(1, straight["steps"]), kills))
     pause_s = straight["seconds"] / straight["steps"]
-    killed, lost = [], 0
+    killed: list[Row] = []
+    kept: Stamps = {}
+    lost: set[str] = set()
     for place in places:
         process = _start(model, out, options)
         while process.poll() is None and _steps(out) < place:
+            lost |= again(out, kept)
             time.sleep(0.02)
         time.sleep(random_.random() * pause_s)
-        before = _steps(out)
         alive = process.poll() is None
         os.killpg(process.pid, signal.SIGKILL) if alive else None
         process.wait()
-        after = _steps(out)
-        lost = max(lost, before - after)
-        killed.append({"at_step": place, "steps_on_disk": after, "was_running": alive})
+        lost |= again(out, kept)
+        kept = finished(out)
+        killed.append({"at_step": place, "steps_on_disk": len(kept), "was_running": alive})
     process = _start(model, out, options)
-    if process.wait():
+    while process.poll() is None:
+        lost |= again(out, kept)
+        time.sleep(0.02)
+    if process.returncode:
         raise RuntimeError(f"lessen compress, resumed: exit code {process.returncode}")
-    return {"kills": killed, "steps_lost": lost, "sha256": _hashes(out), "equal": _hashes(out) == straight["sha256"]}
+    hashes = _hashes(out)
+    return {"kills": killed, "steps_lost": len(lost), "sha256": hashes, "equal": hashes == straight["sha256"]}
 
 
 def _start(model: Path, out: Path, options: list[str]) -> "subprocess.Popen[bytes]":
@@ -79,14 +95,42 @@ def _start(model: Path, out: Path, options: list[str]) -> "subprocess.Popen[byte
     return subprocess.Popen(command, cwd=ROOT, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
 
 
-def _steps(out: Path) -> int:
+def finished(out: Path) -> Stamps:
     """Finished steps in the run's work directory, which lies beside its output."""
-    return len(list((out.parent / f".{out.name}.lessen-work").glob("pass*-step*.json")))
+    found: Stamps = {}
+    for path in (out.parent / f".{out.name}.lessen-work").glob("pass*-step*.json"):
+        with suppress(FileNotFoundError):  # the run removes its directory when it is done
+            told = path.stat()
+            found[path.name] = told.st_ino, told.st_mtime_ns
+    return found
+
+
+def again(out: Path, kept: Stamps) -> set[str]:
+    """Steps of `kept` that the run has written again or thrown away; none once its result stands, when it may tidy up."""
+    now = finished(out)
+    return set() if out.exists() else {name for name, stamp in kept.items() if now.get(name) != stamp}
+
+
+def _steps(out: Path) -> int:
+    return len(finished(out))
 
 
 def _hashes(out: Path) -> dict[str, str]:
-    files = sorted(p for p in out.rglob("*") if p.suffix in (".safetensors", ".gguf"))
-    return {str(path.relative_to(out)): sha256(path.read_bytes()).hexdigest() for path in files}
+    files = sorted(path for path in out.rglob("*") if path.is_file() and path.name not in DRAWN)
+    return {str(path.relative_to(out)): sha256(_content(path)).hexdigest() for path in files}
+
+
+def _content(path: Path) -> bytes:
+    if path.name != "lessen.json":
+        return path.read_bytes()
+    return json.dumps(_lasting(json.loads(path.read_text())), sort_keys=True).encode()
+
+
+def _lasting(data: Any) -> Any:
+    """A record without what differs from run to run."""
+    if isinstance(data, dict):
+        return {key: _lasting(value) for key, value in data.items() if key not in OF_THE_RUN}
+    return [_lasting(value) for value in data] if isinstance(data, list) else data
 
 
 def goals(rows: list[Row]) -> list[Goal]:

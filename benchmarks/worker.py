@@ -108,7 +108,11 @@ def export(arguments: Row) -> Row:
 
 
 def llama_cpp(arguments: Row) -> Row:
-    """Give a GGUF file llama.cpp's own codes of a float variant: {smoke, variant, path, guided}."""
+    """Give a GGUF file llama.cpp's own codes of a float variant: {smoke, variant, path, guided, method, work, written}.
+
+    Guided, its importance matrix is taken over the very windows on which our method with these arguments calibrates, those that the
+    model writes included.
+    """
     from benchmarks.material import material
     from benchmarks.peers import llama_cpp
     from lessen.models import open_checkpoint
@@ -116,7 +120,8 @@ def llama_cpp(arguments: Row) -> Row:
     found = material(arguments["smoke"])
     folder = found.model(arguments["variant"])
     source = open_checkpoint(folder)
-    guide = llama_cpp.importance(folder, found.windows("calibration")["calibration"]) if arguments["guided"] else {}
+    text = _job(arguments).text if arguments["guided"] else None
+    guide = {} if text is None else llama_cpp.importance(folder, text.calibration)
     heads = {"q_proj": source.config["num_attention_heads"], "k_proj": source.config["num_key_value_heads"]}
     llama_cpp.requantize(Path(arguments["path"]), source, source.config["num_hidden_layers"], heads, guide)
     return {}
@@ -124,6 +129,12 @@ def llama_cpp(arguments: Row) -> Row:
 
 def _planned(arguments: Row) -> Any:
     """(checkpoint as it will be, records) of a plan; what `work` already holds is not decided again."""
+    plan = _job(arguments).plan(Path(arguments["work"]))
+    return plan.result, plan.records
+
+
+def _job(arguments: Row) -> Any:
+    """Model, recipe and text that the arguments of a task stand for: the same for all tasks, and what the model writes kept in `work`."""
     import torch
 
     from benchmarks.material import material
@@ -138,9 +149,7 @@ def _planned(arguments: Row) -> Any:
     text = None if blind else torch.cat([windows["calibration"], windows["heldout"]])
     written = arguments.get("written")
     request = job.Request(recipe=methods, calibration=text, embeddings=default, written=written)
-    asked = job.prepare(job.settled(found.model(arguments["variant"]), request), request)
-    plan = asked.plan(Path(arguments["work"]))
-    return plan.result, plan.records
+    return job.prepare(job.settled(found.model(arguments["variant"]), request), request, Path(arguments["work"]))
 
 
 PLACES = {"gguf": "gguf/model.gguf", "onnx": "onnx"}

@@ -1,4 +1,5 @@
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,9 +12,13 @@ import torch
 from safetensors.torch import load_file
 
 from benchmarks import assets, tiny, variants
-from benchmarks.harness import ROOT, Session, at_least, at_most, measured, result
+from benchmarks import worker as worker_tasks
+from benchmarks.harness import ROOT, Session, at_least, at_most, command, measured, result
 from benchmarks.llm_quant import OURS
 from benchmarks.llm_quant import goals as quant_goals
+from benchmarks.material import material
+from benchmarks.peers import llama_cpp
+from benchmarks.resume import again, finished
 from benchmarks.resume import goals as resume_goals
 from lessen.errors import LessenError
 from lessen.models import load
@@ -168,3 +173,46 @@ def test_the_tables_of_the_readme_are_those_of_the_results():
     from benchmarks.tables import README, fresh
 
     assert fresh(README.read_text()) == README.read_text()
+
+
+def test_a_row_is_measured_again_beside_those_of_a_finished_result(tmp_path: Path):
+    rows = [{"key": "ours", "value": 1, "wall_seconds": 2.0}, {"key": "peer + imatrix", "value": 1, "wall_seconds": 2.0}]
+    (tmp_path / "x.json").write_text(json.dumps(result(command("x", False), {"threads": 1}, rows, [])))
+    side = tmp_path / "x.rows.jsonl"
+    assert Session("x", side=side, again="imatrix", threads=2).kept == {}, "measured otherwise"
+    side.unlink()
+    assert Session("x", side=side, again="imatrix").kept == {"ours": rows[0]}
+    side.unlink()
+    assert Session("x", side=side).kept == {}, "nobody asked to keep anything"
+
+
+def test_a_step_that_is_computed_again_after_a_kill_is_told(tmp_path: Path):
+    out = tmp_path / "out"
+    work = tmp_path / ".out.lessen-work"
+    work.mkdir()
+    for step in (0, 1):
+        (work / f"pass0-step000{step}.json").write_text("[]")
+    kept = finished(out)
+    assert len(kept) == 2 and again(out, kept) == set()
+    (work / "pass0-step0002.json").write_text("[]")
+    assert again(out, kept) == set(), "a step more is none lost"
+    (work / "aside").write_text("[]")
+    (work / "aside").replace(work / "pass0-step0000.json")  # the same bytes, computed again
+    assert again(out, kept) == {"pass0-step0000.json"}
+    shutil.rmtree(work)
+    assert again(out, kept) == set(kept), "a run that starts afresh"
+    out.mkdir()
+    assert again(out, kept) == set(), "a finished run tidies up"
+
+
+def test_the_peers_importance_matrix_sees_the_windows_of_our_calibration(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("LESSEN_ASSETS", str(tmp_path / "assets"))
+    arguments = {"smoke": True, "variant": "shipped", "method": "default", "work": str(tmp_path / "work"), "written": 0.5}
+    text = worker_tasks._job(arguments).text
+    seen: list[torch.Tensor] = []
+    monkeypatch.setattr(llama_cpp, "importance", lambda _, tokens: seen.append(tokens) or {})
+    monkeypatch.setattr(llama_cpp, "requantize", lambda *_: None)
+    worker_tasks.llama_cpp(arguments | {"path": "x.gguf", "guided": True})
+    assert text is not None and torch.equal(seen[0], text.calibration)
+    documentation = material(True).windows("calibration")["calibration"]
+    assert not torch.equal(seen[0][len(seen[0]) // 2 :], documentation[len(seen[0]) // 2 :]), "half is written by the model"
