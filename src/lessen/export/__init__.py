@@ -11,7 +11,7 @@ from lessen.core.strict import strict
 from lessen.errors import LessenError, UsageError, nearest
 from lessen.export import gguf, gptq, huggingface, onnx
 from lessen.export.files import aside, size_bytes
-from lessen.export.parity import proof
+from lessen.export.parity import farthest, proof
 from lessen.models import open_checkpoint
 
 if TYPE_CHECKING:
@@ -87,7 +87,7 @@ def export(
         options: of the exporter, see `options_of`.
 
     Returns:
-        format, path, size_bytes, codes_equal, kld_mean, logits_max_error, top1, runtime (or runtime_skipped), seconds, notes.
+        format, path, size_bytes, codes_equal, kld_mean, kld_uniform, logits_max_error, top1, runtime (or runtime_skipped), seconds, notes.
 
     Raises:
         UsageError: unknown format or option, or `out` exists.
@@ -114,11 +114,6 @@ def export(
     }
 
 
-FARTHEST = 0.3
-"""Nats. Runtimes that round activations to 8 bits lie at 0.001 to 0.02 on a short probe (the first tokens of a text carry the largest
-activations); a wrong nibble order or head permutation lies at 5 and more."""
-
-
 def _check(format: str, options: dict[str, Any]) -> None:
     """Refuse unknown options, and values that an option does not take, with the nearest that it does."""
     known = options_of(format)
@@ -139,8 +134,9 @@ def _insist(format: str, target: Path, equal: bool, proved: dict[str, Any]) -> N
         got, wanted = "codes that differ from the model's after reading them back", "the same bits"
         raise LessenError(f"{format} export {target}", got=got, wanted=wanted, remedy="nothing was written; please report this model")
     kld = proved.get("kld_mean")
-    if kld is not None and not kld <= FARTHEST:
-        got, wanted = f"logits {kld:.3g} nats from the model's in {proved.get('runtime')}", f"at most {FARTHEST} nats"
+    if kld is not None and not kld <= (most := farthest(proved["kld_uniform"])):
+        got = f"logits {kld:.3g} nats from the model's in {proved.get('runtime')}"
+        wanted = f"at most {most:.3g} nats for a model that lies {proved['kld_uniform']:.3g} nats from equal chances"
         raise LessenError(f"{format} export {target}", got=got, wanted=wanted, remedy="nothing was written; the runtime reads it otherwise")
 
 
