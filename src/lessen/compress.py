@@ -34,6 +34,7 @@ from lessen.evaluate.language import evaluate as evaluate_language
 from lessen.evaluate.language import prepare as prepare_reference
 from lessen.evaluate.speed import Workload, usable_processors
 from lessen.export import EXPORTERS, export
+from lessen.export.parity import random_probe, too_large
 from lessen.foresee import PLACES
 from lessen.formats import spec
 from lessen.models import open_checkpoint
@@ -70,7 +71,8 @@ def compress(
         evaluation: held-out text files, or token windows by name; None takes the built-in texts, one near the built-in
             calibration text and one far from it.
         evaluate: measure quality and speed.
-        prove: compare the logits of every written file with the model's; a runtime holds its model whole meanwhile.
+        prove: compare the logits of every written file with the model's. A runtime holds its model whole meanwhile, in float32, so a
+            model that would take more than half of the available memory is not tried; a note says so.
         threads: processor threads for torch and the runtimes; None leaves torch as it is and times runtimes on all cores but one.
         work: directory in which finished blocks are kept (in a folder named after `out`) until the end; None: beside `out`.
             The same call goes on there after a kill, whatever it was doing: deciding, exporting or measuring.
@@ -303,16 +305,18 @@ def _apart(job: "jobs.Job", held: held_out.HeldOut) -> held_out.HeldOut:
 def _write(making: _Making, plan: Plan) -> None:
     """The Hugging Face directory and the other formats, each with its proof."""
     run, wanted, stage, result = making.run, making.wanted, making.wanted.stage, plan.result
-    probe = None if making.job.text is None or not wanted.prove else making.job.text.heldout[:1, :128]
-    depends = {"job": _identity(making), "prove": probe is not None}
+    probe, unproved = _probe(making)
+    depends = {"job": _identity(making), "prove": wanted.prove}
     stage.parent.mkdir(parents=True, exist_ok=True)
 
     def whole() -> None:
         shutil.rmtree(stage, ignore_errors=True)
-        run.exports.append(_relative(export(result, stage, "huggingface", probe=probe, on_event=making.on_event), stage))
+        row = export(result, stage, "huggingface", probe=probe, on_event=making.on_event)
+        run.exports.append(_relative(row, stage, unproved))
         run.formats = {name: spec.to_json(found.format) for name in result.names if (found := result.quantized(name))}
         run.save(stage / "lessen.json")
-        run.sizes = {"before": cost(making.job.source), "after": cost(open_checkpoint(stage))}
+        before = cost(making.job.source)
+        run.sizes = {"before": before, "after": cost(open_checkpoint(stage), parameters=before["parameters"])}
 
     making.step("write", "the Hugging Face directory", depends, whole, ["*"])
     run.save(stage / "lessen.json")
@@ -323,7 +327,8 @@ def _write(making: _Making, plan: Plan) -> None:
         def further(name: str = name) -> None:
             (stage / PLACES[name]).parent.mkdir(exist_ok=True)
             try:
-                run.exports.append(_relative(export(result, stage / PLACES[name], name, probe=probe, on_event=making.on_event), stage))
+                row = export(result, stage / PLACES[name], name, probe=probe, on_event=making.on_event)
+                run.exports.append(_relative(row, stage, unproved))
             except LessenError as error:
                 if wanted.exports is not None:
                     raise
@@ -335,10 +340,24 @@ def _write(making: _Making, plan: Plan) -> None:
         making.step(f"export {name}", EXPORTERS[name].summary, about, further, [Path(PLACES[name]).parts[0]])
     for row in run.exports:
         run.notes += [f"{row['format']}: {note}" for note in row.get("notes", [])]
+    for reason in dict.fromkeys(row["runtime_skipped"] for row in run.exports if row.get("runtime_skipped")):
+        files = ", ".join(row["format"] for row in run.exports if row.get("runtime_skipped") == reason)
+        run.notes.append(f"Read back and compared, but not opened in its runtime: {files} ({reason}).")
 
 
-def _relative(row: dict[str, Any], stage: Path) -> dict[str, Any]:
-    return {**row, "path": os.path.relpath(row["path"], stage)}
+def _probe(making: _Making) -> tuple[Tensor | None, str]:
+    """Tokens to prove the written files on, drawn at random where the recipe read no text; or None, and why."""
+    job = making.job
+    if not making.wanted.prove:
+        return None, "not asked for"
+    if reason := too_large(job.source):
+        return None, reason
+    return random_probe(job.source) if job.text is None else job.text.heldout[:1, :128], ""
+
+
+def _relative(row: dict[str, Any], stage: Path, unproved: str) -> dict[str, Any]:
+    """What the record says of a written file; `unproved` is why nothing was run on it, if so."""
+    return {**row, "path": os.path.relpath(row["path"], stage)} | ({"runtime_skipped": unproved} if unproved else {})
 
 
 def _measure(making: _Making, result: Checkpoint, texts: Mapping[str, Tensor]) -> None:

@@ -8,6 +8,7 @@ import shutil
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -95,7 +96,8 @@ def restore(
     run.recipe = [{"name": "Recover", **_told(wanted)}]
     run.seconds = {"recover": found.seconds, "all": time.perf_counter() - started}
     run.records = [_record(edit, found) for edit in trained if isinstance(edit, Replace)]
-    run.sizes = {"before": cost(small), "after": cost(result)}
+    parameters = sum(prod(original.shape(name)) for name in original.names)
+    run.sizes = {"before": cost(small, parameters=parameters), "after": cost(result, parameters=parameters)}
     run.quality = {"held-out": {"loss_before": found.before, "loss": found.best}}
     run.notes.append(f"{found.steps} steps in {found.seconds:.0f} s; ended by {found.stopped}.")
     _write(result, run, out, text)

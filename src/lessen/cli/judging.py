@@ -51,7 +51,7 @@ def evaluate(
         noise = original is not None
         quality = measure(checkpoint, original, eval or None, windows=windows, length=length, noise=noise, on_event=on_event)
     notes = list(dict.fromkeys(note for row in quality.values() for note in row.pop("notes", ())))
-    figures = cost(checkpoint)
+    figures = cost(checkpoint, parameters=None if original is None else cost(original)["parameters"])
     if running.json:
         emit("evaluate", {"model": model, "reference": reference, "cost": figures, "quality": quality, "notes": notes})
     else:
@@ -78,6 +78,7 @@ def export(
     format: str,
     out: Annotated[Path, Parameter(metavar="PATH")],
     overwrite: Switch = False,
+    no_prove: Switch = False,
     running: Running = Running(),
 ) -> None:
     """Write a model for another runtime, with the same codes, and prove it.
@@ -87,6 +88,7 @@ def export(
         format: Name of the exporter, its options after it. `lessen ls` lists the exporters.
         out: File or directory to write.
         overwrite: Replace it if it exists.
+        no_prove: Do not open what was written in its runtime, which holds the model whole; codes are read back and compared all the same.
     """
     from lessen import recipe
 
@@ -94,13 +96,16 @@ def export(
     name = str(options.pop("name"))
     from lessen import export as write
     from lessen import open_checkpoint
+    from lessen.export.parity import too_large
     from lessen.report.text import value
     from lessen.stats.data import builtin, sequential_windows
 
     with listening(running) as on_event:
         checkpoint = open_checkpoint(model)
-        probe = sequential_windows(checkpoint.tokenizer(), builtin("evaluation"), 128, 1)
+        reason = "not asked for" if no_prove else too_large(checkpoint)
+        probe = None if reason else sequential_windows(checkpoint.tokenizer(), builtin("evaluation"), 128, 1)
         done: dict[str, Any] = write(checkpoint, out, name, probe=probe, overwrite=overwrite, on_event=on_event, **options)
+        done |= {"runtime_skipped": reason} if reason else {}
     if running.json:
         emit("export", done)
     else:

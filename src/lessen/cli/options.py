@@ -44,6 +44,8 @@ class Evaluation:
     """Held-out text: a .txt or .jsonl file or a directory. May be given several times."""
     no_eval: Switch = False
     """Do not measure quality and speed."""
+    no_prove: Switch = False
+    """Do not open the written files in their runtimes, which hold the model whole; their codes are read back and compared all the same."""
     max_kld: Annotated[float | None, Parameter(metavar="NATS")] = None
     """Exit with 3 if the mean KL to the original is larger on any text."""
     strict: Switch = False
