@@ -95,18 +95,17 @@ class _Layer:
         moments = _damped(read.stats[Gram], damping)
         self.inverse = torch.cholesky_inverse(torch.linalg.cholesky(moments)).float()
         self.weight = weight.float().clone()
-        self.curvature = read.stats[OutputFisher].float()
+        # G W changes with W by the same combinations of columns, so the large product is worked out once.
+        self.bent = read.stats[OutputFisher].float() @ self.weight
 
     def costs(self, at: Tensor) -> Tensor:
         """Loss that the removal of each channel costs; `at` holds the columns of every channel, "channel index"."""
         if at.shape[1] == 1:
             columns = at[:, 0]
-            chosen = self.weight[:, columns]
-            return 0.5 * ((self.curvature @ chosen) * chosen).sum(0) / self.inverse.diagonal()[columns].clamp_min(1e-30)
+            return 0.5 * (self.bent * self.weight).sum(0)[columns] / self.inverse.diagonal()[columns].clamp_min(1e-30)
         found = []
         for columns in at:
-            chosen = self.weight[:, columns].double()
-            inner = chosen.T @ self.curvature.double() @ chosen
+            inner = self.weight[:, columns].double().T @ self.bent[:, columns].double()
             found.append(0.5 * torch.linalg.solve(self.inverse[columns][:, columns].double(), inner).trace())
         return torch.stack(found).float()
 
@@ -115,9 +114,11 @@ class _Layer:
         block = self.inverse[columns][:, columns].double()
         carried = torch.linalg.solve(block, self.inverse[columns].double()).float()
         self.weight -= self.weight[:, columns] @ carried
+        self.bent -= self.bent[:, columns] @ carried
         self.inverse -= self.inverse[:, columns] @ carried
         # What is gone must stay gone, whatever rounding left of it.
         self.weight[:, columns] = 0
+        self.bent[:, columns] = 0
         self.inverse[columns] = 0
         self.inverse[:, columns] = 0
 
