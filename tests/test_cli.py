@@ -79,6 +79,9 @@ def test_version(capsys):
         (["ls", "GTPQ"], "did you mean GPTQ?"),
         (["report", "nowhere"], "no lessen.json"),
         (["report", "nowhere", "--format", "htlm"], "did you mean html?"),
+        (["evaluate", "m", "--text", "x.txt"], "did you mean --eval?"),
+        (["evaluate", "m", "--flavour", "x"], "choose from"),
+        (["compress", "m", "--export", "gguf", "--export", "onnx"], "--export: got the option twice, wanted it once; several go into one"),
     ],
 )
 def test_nonsense_is_one_line_on_stderr_and_exit_code_2(tokens, said, capsys, tmp_path, monkeypatch):
@@ -89,6 +92,23 @@ def test_nonsense_is_one_line_on_stderr_and_exit_code_2(tokens, said, capsys, tm
     assert err.count("\n") == 1
     assert said in err
     assert not list(tmp_path.iterdir())
+
+
+def test_an_error_is_an_object_for_programs(capsys):
+    code, out, err = call(capsys, "ls", "GTPQ", "--json")
+    assert code == 2
+    told = json.loads(out)
+    assert told["command"] == "ls"
+    assert told["error"] == {
+        "message": err.removeprefix("lessen: ").strip(),
+        "exit_code": 2,
+        "where": "ls",
+        "got": "the method GTPQ",
+        "wanted": "one that exists",
+        "remedy": "did you mean GPTQ?",
+    }
+    code, out, _ = call(capsys, "ls", "--bitz", "--json")
+    assert (code, json.loads(out)["error"]["exit_code"]) == (2, 2)
 
 
 def test_a_broken_file_is_exit_code_1_and_debug_shows_where(tmp_path, capsys):

@@ -99,8 +99,15 @@ def test_plan_then_apply_gives_what_compress_gives(tiny_model, tiny_texts, tmp_p
     other = [*asked[:-1], "4"]
     code, _, err = call(capsys, "plan", *other, "--out", tmp_path / "plan", "--quiet")
     assert code == 2
-    assert "as when this run began" in err
+    assert "seed: got 4, wanted 3, as when this run began" in err
     assert decisions() == plan, "something changed the plan"
+    other = [*asked, "--method", "RTN"]
+    other[other.index("3")] = "2"
+    assert call(capsys, "plan", *other[:-2], "--out", tmp_path / "plan", "--quiet")[2].startswith(
+        "lessen: GPTQ.bits: got 2, wanted 3, as when"
+    )
+    assert call(capsys, "plan", *other[:-2], "--out", tmp_path / "plan", "--quiet", "--fresh")[0] == 0
+    assert decisions() != plan, "--fresh begins again"
 
 
 def test_a_plan_without_a_directory_leaves_nothing(tiny_model, tiny_texts, tmp_path, capsys, monkeypatch):
@@ -198,14 +205,21 @@ main(sys.argv[1:])
 """
 
 
-def test_ctrl_c_says_how_to_go_on_and_the_same_command_does(tiny_model, tiny_texts, tmp_path):
+@pytest.mark.parametrize(("signal", "code", "word"), [("SIGINT", 130, "interrupted"), ("SIGTERM", 143, "ended by SIGTERM")])
+def test_ctrl_c_says_how_to_go_on_and_the_same_command_does(signal, code, word, tiny_model, tiny_texts, tmp_path):
     asked = ["compress", tiny_model, "--out", "o", "--calibration", tiny_texts[0], "--tokens", "512", "--no-eval", "--export", "none"]
-    first = subprocess.run([sys.executable, "-c", INTERRUPTED, *asked], cwd=tmp_path, capture_output=True, text=True, check=False)
-    assert first.returncode == 130
-    assert first.stderr.splitlines()[-1] == "lessen: interrupted; what is finished is kept, and the same command goes on from there"
+    first = subprocess.run(
+        [sys.executable, "-c", INTERRUPTED.replace("signal.SIGINT)\nEvent", f"signal.{signal})\nEvent"), *asked],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert first.returncode == code
+    assert first.stderr.splitlines()[-1] == f"lessen: {word}; what is finished is kept, and the same command goes on from there"
     assert "Traceback" not in first.stderr
     assert "quantize 1/2" in first.stderr
-    assert not (tmp_path / "o").exists()
+    assert [path.name for path in tmp_path.iterdir()] == [".o.lessen-work"], "a lock or a half result stayed"
     again = subprocess.run([sys.executable, "-m", "lessen", *asked], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert again.returncode == 0, again.stderr
     assert "quantize 1/2" not in again.stderr

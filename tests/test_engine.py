@@ -16,7 +16,7 @@ from lessen.core.edit import Quantize, load_edits, same
 from lessen.engine.plan import decide, journal_at
 from lessen.engine.quantize import Text
 from lessen.errors import LessenError, UsageError
-from lessen.methods import AWQ, FLAP, GPTQ, RTN, BlockInfluence, Select
+from lessen.methods import AWQ, FLAP, GPTQ, RTN, BlockInfluence, Select, Wanda
 from lessen.models import open_checkpoint
 from lessen.models.edited import Edited
 from lessen.models.stream import Stream
@@ -116,11 +116,19 @@ def test_a_finished_step_is_not_done_again(tmp_path):
 def test_a_changed_option_is_refused_by_name(tmp_path):
     source = checkpoint()
     planned(tmp_path, [RTN(**GRID)], source)
-    with pytest.raises(UsageError, match=r"methods.*bits=4"):
+    with pytest.raises(UsageError, match=r"RTN.bits: got 4, wanted \d+, as when this run began"):
         planned(tmp_path, [RTN(4, 16)], source)
     changed = checkpoint(seed=5)
     with pytest.raises(UsageError, match="model"):
         planned(tmp_path, [RTN(**GRID)], changed)
+
+
+def test_a_recipe_that_is_refused_after_its_first_pass_binds_nobody(tmp_path):
+    source = checkpoint()
+    with pytest.raises(UsageError, match="input features in groups of 8"):
+        planned(tmp_path, [Wanda(ratio=0.3), RTN(4, 8)], source)
+    assert not list(tmp_path.glob("pass*"))
+    assert planned(tmp_path, [Wanda(ratio=0.3, multiple=8), RTN(4, 8)], source).records
 
 
 def test_a_group_that_does_not_divide_is_refused_before_any_work(tmp_path):

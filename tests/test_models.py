@@ -1,6 +1,7 @@
 """Hugging Face directories: every tensor as stock transformers reads it, and bad ones refused in one line."""
 
 import json
+import os
 import re
 import shutil
 from pathlib import Path
@@ -11,6 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from lessen.errors import LessenError, UsageError
 from lessen.models import load, open_checkpoint
+from lessen.models.checkpoint import stamps
 from lessen.models.tensors import TensorFiles
 
 transformers = pytest.importorskip("transformers")
@@ -30,6 +32,20 @@ def refused(ref: object) -> str:
     message = str(caught.value)
     assert "\n" not in message
     return message
+
+
+def test_a_change_between_the_samples_of_a_fingerprint_shows_in_the_stamps(folder):
+    path = folder / "model.safetensors"
+    rewrite(folder, lambda tensors: tensors.update({"lm_head.weight": torch.zeros(1 << 16, 8)}))
+    before = TensorFiles([path])
+    entry = before["lm_head.weight"]
+    with path.open("r+b") as file:
+        file.seek(entry.start + 6000)  # the first sample ends after 4096 bytes
+        file.write(b"otherwise")
+    os.utime(path, ns=(1, 1))  # a clock may be too coarse to tell two writes apart
+    after = TensorFiles([path])
+    assert after.digest() == before.digest()
+    assert stamps(after) == {path.name: [path.stat().st_size, 1]}  # pyright: ignore[reportArgumentType]
 
 
 def rewrite(folder: Path, change) -> None:

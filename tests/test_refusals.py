@@ -12,7 +12,7 @@ import lessen
 from lessen import job
 from lessen.cli.main import run
 from lessen.errors import LessenError, UsageError
-from lessen.methods import GPTQ, RTN, Select
+from lessen.methods import FLAP, GPTQ, RTN, BlockInfluence, Select, Wanda
 
 W8 = [RTN(8, 32, symmetric=False, scale="absmax")]
 
@@ -79,6 +79,32 @@ def test_what_will_fit_is_not_refused(tiny_model):
     for method in (RTN(4, 32, symmetric=False), RTN(8, 32), RTN(2, None), Select((GPTQ(4, 32),))):
         found = job.settled(tiny_model, job.Request(recipe=[method]))
         foresee.result(found, ["gguf", "onnx", "gptq"])
+
+
+@pytest.mark.parametrize(
+    ("recipe", "told"),
+    [
+        ([Wanda(ratio=0.25), BlockInfluence(), RTN(4, 32)], r"down_proj.weight: got 72 input features after Wanda.*--multiple 32\)"),
+        ([FLAP(ratio=0.25, across="model"), GPTQ(4, 32)], r"got any width after FLAP.*give FLAP multiple=32"),
+        ([FLAP(ratio=0.25, across="model", multiple=48), GPTQ(4, 32)], r"got a multiple of 48 input features after FLAP"),
+        ([Wanda(ratio=0.25, across="model"), Select((GPTQ(4, 32), GPTQ(4, 16)))], r"multiple=32"),
+    ],
+)
+def test_widths_that_cannot_be_grouped_are_told_at_once(recipe, told, tiny_model, tmp_path):
+    with pytest.raises(UsageError, match=told):
+        lessen.compress(tiny_model, tmp_path / "out", recipe=recipe, exports=[])
+    assert not list(tmp_path.iterdir())
+
+
+def test_widths_that_can_be_grouped_are_not_refused(tiny_model):
+    for recipe in (
+        [Wanda(ratio=0.25, multiple=32), BlockInfluence(), RTN(4, 32)],
+        [Wanda(ratio=1 / 3), RTN(4, 32)],  # 64 of 96 stay
+        [FLAP(ratio=0.25, across="model", multiple=32), GPTQ(4, 32)],
+        [Wanda(ratio=0.25), RTN(4, None)],
+        [Wanda(ratio=0.5, unit="kv_group"), RTN(4, 32)],  # one of two groups stays, 32 features
+    ):
+        job.settled(tiny_model, job.Request(recipe=recipe))
 
 
 CALLS: list[tuple[Any, tuple[Any, ...], dict[str, Any], str]] = [

@@ -16,11 +16,13 @@ from lessen.engine.quantize import Text
 from lessen.errors import LessenError, UsageError
 from lessen.models.checkpoint import Checkpoint
 from lessen.stats import data
+from lessen.stats.data import TooShort
 from lessen.stats.generate import written_by
 from lessen.stats.overlap import fingerprint
 from lessen.stats.text import builtin
 
 WINDOW = 512
+LEAST = 4  # calibration windows
 WRITES_UP_TO = 500_000_000  # parameters; a larger model writes 8k tokens in minutes instead of seconds
 
 
@@ -59,7 +61,7 @@ def settle(source: Checkpoint, wish: Wish, cache: Path | None = None, on_event: 
     Raises:
         UsageError: a share outside 0 to 1, too few windows. LessenError: text that cannot be read or is too short.
     """
-    share, notes = _share(source, wish)
+    own_share, notes = share(source, wish)
     if wish.tokens < 1:
         raise UsageError("tokens", got=str(wish.tokens), wanted="a positive number of calibration tokens")
     if isinstance(wish.source, Tensor):
@@ -68,16 +70,18 @@ def settle(source: Checkpoint, wish: Wish, cache: Path | None = None, on_event: 
         if len(windows) < 2:
             raise UsageError("calibration", got=f"{len(windows)} windows", wanted="at least 2: one is held out", remedy="give more text")
         length, held = windows.shape[1], len(windows) - count
-        own = round(share * count), round(share * held)
+        own = round(own_share * count), round(own_share * held)
         windows = torch.cat([windows[: count - own[0]], windows[count : len(windows) - own[1]]])
     else:
-        length = min(WINDOW, int(source.config.get("max_position_embeddings") or source.config.get("n_positions") or WINDOW))
-        count = max(4, -(-wish.tokens // length))
-        held = max(2, count // 8)
-        own = round(share * count), round(share * held)
+        count, length = amount(source, wish)
+        held = _held(count)
+        own = round(own_share * count), round(own_share * held)
         documents = builtin("calibration") if str(wish.source) == "builtin" else data.read_text(wish.source)
         name = documents.name
-        windows = data.windows(source.tokenizer(), documents, max(1, count + held - sum(own)), length, wish.seed)
+        try:
+            windows = data.windows(source.tokenizer(), documents, max(1, count + held - sum(own)), length, wish.seed)
+        except TooShort as error:
+            raise _too_short(error, own_share, count, length) from None
     mine = _written(source, sum(own), length, wish.seed, cache, on_event)
     cut = count - own[0]
     calibration, heldout = torch.cat([windows[:cut], mine[: own[0]]]), torch.cat([windows[cut:][: held - own[1]], mine[own[0] :]])
@@ -93,6 +97,26 @@ def settle(source: Checkpoint, wish: Wish, cache: Path | None = None, on_event: 
     return Text(calibration, heldout), described
 
 
+def amount(source: Checkpoint, wish: Wish) -> tuple[int, int]:
+    """How many calibration windows are read from text, and their length in tokens."""
+    length = min(WINDOW, int(source.config.get("max_position_embeddings") or source.config.get("n_positions") or WINDOW))
+    return max(LEAST, -(-wish.tokens // length)), length
+
+
+def _held(count: int) -> int:
+    return max(2, count // 8)
+
+
+def _too_short(error: TooShort, own_share: float, count: int, length: int) -> LessenError:
+    """The refusal of a text, with the number of tokens that it is enough for."""
+    for fewer in range(count - 1, LEAST - 1, -1):
+        held = _held(fewer)
+        if fewer + held - round(own_share * fewer) - round(own_share * held) <= error.fits:
+            remedy = f"give more text, or ask for fewer tokens (--tokens {fewer * length})"
+            return LessenError(error.where, got=error.got, wanted=error.wanted, remedy=remedy)
+    return LessenError(error.where, got=error.got, wanted=error.wanted, remedy="give more text")
+
+
 def _fingerprint(source: Checkpoint, windows: Tensor) -> dict[str, Any] | None:
     """By which the text is known again; None where a model has no tokenizer to tell the words."""
     try:
@@ -102,8 +126,8 @@ def _fingerprint(source: Checkpoint, windows: Tensor) -> dict[str, Any] | None:
     return fingerprint(tokenizer.decode(row, skip_special_tokens=True) for row in windows.tolist())
 
 
-def _share(source: Checkpoint, wish: Wish) -> tuple[float, list[str]]:
-    """How much the model is to write."""
+def share(source: Checkpoint, wish: Wish) -> tuple[float, list[str]]:
+    """How much the model is to write, 0 to 1, and a sentence for the user where that was chosen."""
     if wish.written is not None:
         if not 0 <= wish.written <= 1:
             raise UsageError("written", got=f"{wish.written:g}", wanted="a share from 0 to 1")

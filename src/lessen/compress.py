@@ -6,7 +6,8 @@ import shlex
 import shutil
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from math import prod
 from pathlib import Path
@@ -23,6 +24,7 @@ from lessen.calibration import WINDOW
 from lessen.core.event import Event, Listener
 from lessen.core.record import Run
 from lessen.core.strict import strict
+from lessen.engine.dial import budget_of
 from lessen.engine.lock import alone
 from lessen.engine.plan import Plan
 from lessen.engine.steps import Steps
@@ -38,8 +40,8 @@ from lessen.export.parity import random_probe, too_large
 from lessen.foresee import PLACES
 from lessen.formats import spec
 from lessen.models import open_checkpoint
-from lessen.models.checkpoint import Checkpoint
-from lessen.recipe import to_json
+from lessen.models.checkpoint import Checkpoint, stamps
+from lessen.recipe import Dial, to_json
 from lessen.report import html, model_card
 from lessen.stats import data
 
@@ -59,6 +61,7 @@ def compress(
     work: str | Path | None = None,
     begun: str | Path | None = None,
     overwrite: bool = False,
+    fresh: bool = False,
     on_event: Listener | None = None,
     **request: Any,
 ) -> Run:
@@ -78,6 +81,7 @@ def compress(
             The same call goes on there after a kill, whatever it was doing: deciding, exporting or measuring.
         begun: a directory in which `lessen.plan` kept its decisions for the same request; they are taken over.
         overwrite: replace `out` if it exists.
+        fresh: forget what an earlier run for `out` has finished, instead of going on there.
         on_event: hears of every block.
         request: `recipe`, `to`, `calibration`, `tokens`, `seed`, `written`, `embeddings` as in `lessen.job.Request`.
 
@@ -88,7 +92,8 @@ def compress(
         UsageError: a request that makes no sense: `out` exists, an unknown export or option.
         LessenError: anything that stops the run; `out` is then untouched.
     """
-    asked, out = jobs.Request(**request), Path(out)
+    # A plan has made its choice for the usual exports already.
+    asked, out = jobs.Request(**request, exports=None if begun is not None else exports), Path(out)
     foresee.place(out, overwrite or _old(out).exists())
     foresee.exports(exports or ())
     if threads is not None:
@@ -97,7 +102,10 @@ def compress(
         torch.set_num_threads(threads)
     aside = out.absolute().parent / f".{out.name}.lessen-work"
     work = (Path(work).absolute() if work else aside.parent) / aside.name
-    with alone(aside, work):
+    with alone(aside, work), _tidy(aside, work):
+        if fresh:
+            shutil.rmtree(work, ignore_errors=True)
+            shutil.rmtree(aside, ignore_errors=True)
         if _old(out).exists() and not out.exists():
             _old(out).rename(out)  # killed between the two renames of `_swap`
         foresee.place(out, overwrite)
@@ -106,6 +114,17 @@ def compress(
         shutil.rmtree(work, ignore_errors=True)
         shutil.rmtree(aside, ignore_errors=True)
     return run
+
+
+@contextmanager
+def _tidy(*folders: Path) -> Iterator[None]:
+    """Leave no folder behind in which nothing is kept."""
+    try:
+        yield
+    finally:
+        for folder in folders:
+            with suppress(OSError):
+                folder.rmdir()
 
 
 @dataclass(frozen=True)
@@ -134,6 +153,7 @@ class _Making:
     steps: Steps
     wanted: _Wanted
     on_event: Listener | None
+    asked: "jobs.Request"
 
     def step(self, name: str, about: str, depends: Mapping[str, Any], work: Any, files: Sequence[str] = ()) -> None:
         """One step, taken from disk if an earlier run has finished it."""
@@ -148,6 +168,7 @@ def _run(ref: Any, asked: "jobs.Request", wanted: _Wanted, evaluation: Any, begu
     found = jobs.settled(ref, asked)
     foresee.result(found, wanted.exports or ())
     foresee.room(found, wanted.exports or (), wanted.out.absolute(), wanted.work)
+    jobs.agrees(found, asked, wanted.work)
     documents = _documents(asked, evaluation) if wanted.evaluate else ()
     held = _windows(found, asked, documents) if wanted.evaluate else held_out.HeldOut({})
     if begun is not None and not wanted.work.exists():
@@ -157,7 +178,7 @@ def _run(ref: Any, asked: "jobs.Request", wanted: _Wanted, evaluation: Any, begu
         held = _apart(job, held)
         job.notes += held.notes
         run = Run(command=_command(), environment=environment(job.seed))
-        making = _Making(run, job, Steps(wanted.stage.parent, wanted.stage, run), wanted, on_event)
+        making = _Making(run, job, Steps(wanted.stage.parent, wanted.stage, run), wanted, on_event, asked)
         _make(making, _decided(making), held.tokens)
     except (OSError, SafetensorError) as error:
         if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "No space left" in str(error):
@@ -191,6 +212,7 @@ def _identity(making: _Making) -> dict[str, Any]:
     job = making.job
     return {
         "source": job.source.fingerprint(),
+        "files": stamps(job.source),
         "methods": [repr(method) for method in job.methods],
         "text": job.described,
         "lessen": lessen.__version__,
@@ -206,7 +228,7 @@ def _make(making: _Making, plan: Plan, texts: Mapping[str, Tensor]) -> None:
     result = open_checkpoint(stage)
     if texts:
         _measure(making, result, texts)
-    run.notes += _already_small(run) + _wider(run, stage)
+    run.notes += _already_small(run) + _wider(run, stage) + _beyond(making)
     _report(run, stage, wanted.out)
     _swap(stage, wanted.out)
 
@@ -254,6 +276,21 @@ def _wider(run: Run, stage: Path) -> list[str]:
     return [f"model.safetensors takes {size / 1e6:.1f} MB for {codes / 1e6:.1f} MB of codes and scales: {why}; see the files' own sizes."]
 
 
+def _beyond(making: _Making) -> list[str]:
+    """Say it where a file of weights is larger than the size that was asked for."""
+    wish, stage = making.asked.to, making.wanted.stage
+    if wish is None:
+        return []
+    budget = budget_of(making.job.source, Dial.parse(wish) if isinstance(wish, str) else wish)
+    places = {"huggingface": "*.safetensors", "gguf": PLACES["gguf"], "onnx": "onnx/*.data", "gptq": "gptq/*.safetensors"}
+    sizes = {name: sum(file.stat().st_size for file in stage.glob(place)) for name, place in places.items()}
+    return [
+        f"{name}: its weights take {size / 1e6:.1f} MB, more than the {budget / 1e6:.1f} MB that were asked for."
+        for name, size in sizes.items()
+        if size > budget
+    ]
+
+
 def describe_source(source: Checkpoint) -> dict[str, Any]:
     """What the record says of the model that came in."""
     parameters = sum(prod(source.shape(name)) for name in source.names)
@@ -262,7 +299,8 @@ def describe_source(source: Checkpoint) -> dict[str, Any]:
         "architecture": (source.config.get("architectures") or [source.config.get("model_type")])[0],
         "parameters": parameters,
         "size_bytes": source.size_bytes,
-        "sha256": source.fingerprint(),
+        "sampled_sha256": source.fingerprint(),
+        "files": stamps(source),
     }
 
 

@@ -10,16 +10,19 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from lessen.calibration import Wish, settle
+from lessen.calibration import Wish, amount, settle, share
 from lessen.core.event import Event, Listener
 from lessen.core.strict import strict
 from lessen.engine import dial as dials
+from lessen.engine.journal import agree, clear
 from lessen.engine.lock import alone
-from lessen.engine.plan import Plan, check, decide, journal_at, passes
+from lessen.engine.plan import Plan, check, decide, job, journal_at, passes
 from lessen.engine.quantize import Text, candidates
+from lessen.engine.widths import check_widths
 from lessen.errors import UsageError
+from lessen.export.price import pricing
 from lessen.models import open_checkpoint
-from lessen.models.checkpoint import Checkpoint
+from lessen.models.checkpoint import Checkpoint, stamps
 from lessen.recipe import Dial, Recipe
 from lessen.stats import data
 
@@ -39,6 +42,7 @@ class Job:
         text: calibration and held-out windows; None if no method looks at data.
         described: the calibration text in words and hashes, for the record.
         seed: of the windows that are drawn.
+        settings: what else a resumed run must have in common with the one that began, by the names of the options.
         notes: choices made for the user.
     """
 
@@ -47,12 +51,13 @@ class Job:
     text: Text | None
     described: dict[str, Any]
     seed: int
+    settings: dict[str, Any] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 
     def plan(self, work: Path, on_event: Listener | None = None) -> Plan:
         """Decide everything; finished steps are kept in `work` and found there again."""
         told = {"calibration": self.described["source"], "tokens": self.described.get("tokens"), "seed": self.seed}
-        settings = {**told, "calibration windows": self.described.get("sha256")}
+        settings = {**self.settings, **told, "calibration windows": self.described.get("sha256")}
         return decide(self.source, self.methods, self.text, journal_at(work, self.source, self.methods, settings), on_event)
 
 
@@ -68,6 +73,7 @@ class Request:
         seed: of everything random (0).
         written: share of the calibration windows that the model writes itself; see `lessen.calibration.settle`.
         embeddings: also round token table and head, to 8 bits, when the recipe quantizes linears and does not mention them.
+        exports: formats whose files must meet `to`, beside the Hugging Face directory; None: GGUF and ONNX where they know the model.
     """
 
     recipe: Recipe | Sequence[Any] | None = None
@@ -77,6 +83,7 @@ class Request:
     seed: int | None = None
     written: float | None = None
     embeddings: bool = True
+    exports: Sequence[str] | None = None
 
     def __post_init__(self) -> None:
         if self.recipe is not None and self.to is not None:
@@ -129,9 +136,38 @@ def settled(ref: "str | Path | nn.Module", request: Request) -> Settled:
         UsageError: a grid that does not fit, a size that cannot be reached. LessenError: a model that cannot be read.
     """
     source = open_checkpoint(ref)
-    methods, notes = _methods(source, request.recipe, request.to, request.embeddings)
+    methods, notes = _methods(source, request)
     _check_all(source, methods)
     return Settled(source, methods, notes)
+
+
+def agrees(found: Settled, request: Request, work: Path) -> None:
+    """Refuse a request that differs from the one whose finished steps `work` holds, as far as can be told before any text is read.
+
+    Raises:
+        UsageError: the option by name, with both values.
+    """
+    agree(work, job(found.source, found.methods, _settings_of(found, request)), partly=True)
+
+
+def _settings_of(found: Settled, request: Request) -> dict[str, Any]:
+    """What a resumed run must have in common with the one that began, known before any text is read."""
+    wish = _wish(request)
+    to = None if request.to is None else str(request.to)
+    settings: dict[str, Any] = {"to": to, "seed": wish.seed, "model files": stamps(found.source)}
+    if found.looks_at_data:
+        settings["written"] = share(found.source, wish)[0]
+        if not isinstance(wish.source, Tensor):
+            count, length = amount(found.source, wish)
+            settings["tokens"] = count * length
+    return settings
+
+
+def _wish(request: Request) -> Wish:
+    settings = _settings(request.recipe)
+    tokens = next(value for value in (request.tokens, settings.tokens, TOKENS) if value is not None)
+    seed = next(value for value in (request.seed, settings.seed, 0) if value is not None)
+    return Wish(request.text, tokens, seed, request.written)
 
 
 def prepare(found: Settled, request: Request, cache: Path | None = None, on_event: Listener | None = None) -> Job:
@@ -146,24 +182,30 @@ def prepare(found: Settled, request: Request, cache: Path | None = None, on_even
     Raises:
         UsageError: too few windows. LessenError: a text that cannot be read.
     """
-    settings = _settings(request.recipe)
-    tokens = next(value for value in (request.tokens, settings.tokens, TOKENS) if value is not None)
-    seed = next(value for value in (request.seed, settings.seed, 0) if value is not None)
+    wish, settings = _wish(request), _settings_of(found, request)
     if not isinstance(request.text, Tensor) and not found.looks_at_data:
-        return Job(found.source, found.methods, None, {"source": "none: no method looks at data"}, seed, found.notes)
+        return Job(found.source, found.methods, None, {"source": "none: no method looks at data"}, wish.seed, settings, found.notes)
     if on_event:
         on_event(Event("calibrate", 0, 0, "reading the text, and letting the model write its share"))
-    text, described = settle(found.source, Wish(request.text, tokens, seed, request.written), cache, on_event)
-    return Job(found.source, found.methods, text, described, seed, found.notes + described.pop("notes"))
+    text, described = settle(found.source, wish, cache, on_event)
+    return Job(found.source, found.methods, text, described, wish.seed, settings, found.notes + described.pop("notes"))
 
 
 @strict(Request)
-def plan(ref: "str | Path | nn.Module", *, work: str | Path | None = None, on_event: Listener | None = None, **request: Any) -> Plan:
+def plan(
+    ref: "str | Path | nn.Module",
+    *,
+    work: str | Path | None = None,
+    fresh: bool = False,
+    on_event: Listener | None = None,
+    **request: Any,
+) -> Plan:
     """Make every decision of a recipe and change nothing.
 
     Args:
         ref: see `lessen.open_checkpoint`.
         work: where decisions are kept, block by block; the same call again goes on there. None: a fresh temporary directory.
+        fresh: forget decisions that are kept in `work`.
         on_event: hears of every block.
         request: `recipe`, `to`, `calibration`, `tokens`, `seed`, `written`, `embeddings` as in `Request`.
 
@@ -178,16 +220,21 @@ def plan(ref: "str | Path | nn.Module", *, work: str | Path | None = None, on_ev
     if work is None:  # decisions are read from there for as long as the process lives
         atexit.register(shutil.rmtree, folder, ignore_errors=True)
     with alone(folder):
-        return prepare(settled(ref, asked), asked, folder, on_event).plan(folder, on_event)
+        if fresh:
+            clear(folder)
+        found = settled(ref, asked)
+        agrees(found, asked, folder)
+        return prepare(found, asked, folder, on_event).plan(folder, on_event)
 
 
-def _methods(source: Checkpoint, recipe: Any, to: Dial | str | None, embeddings: bool) -> tuple[list[Any], list[str]]:
+def _methods(source: Checkpoint, request: Request) -> tuple[list[Any], list[str]]:
+    recipe, to, embeddings, exports = request.recipe, request.to, request.embeddings, request.exports
     if recipe is None and to is None:
         methods, notes = dials.default(source)
-    elif recipe is None:
-        methods, notes = dials.solve(source, Dial.parse(to) if isinstance(to, str) else to)  # pyright: ignore[reportArgumentType]
+    elif recipe is None and to is not None:
+        methods, notes = dials.solve(source, Dial.parse(to) if isinstance(to, str) else to, pricing(source, exports), embeddings)
     else:
-        methods, notes = list(recipe), []
+        methods, notes = list(recipe or ()), []
         kinds = {kind for method in methods for kind in _kinds(method)}
         if embeddings and kinds & {"linear", "inputs"} and "embedding" not in kinds:
             tables, notes = dials.table_method(source)
@@ -206,6 +253,7 @@ def _check_all(source: Checkpoint, methods: Sequence[Any]) -> None:
     for group in passes(methods):
         if group[0].scope == "block":
             check(source, group)
+    check_widths(source, methods)
 
 
 def overlap_check(job: Job, evaluation: Mapping[str, Tensor]) -> None:

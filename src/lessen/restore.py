@@ -92,7 +92,7 @@ def restore(
     trained, found = _trained(small, original, text, wanted, edits, work, on_event)
     result = Edited(small, trained)
     run = Run(command="python", environment=environment(wanted.options.seed), calibration=described, notes=described.pop("notes"))
-    run.source = {"label": small.label, "sha256": small.fingerprint(), "teacher": original.label}
+    run.source = {"label": small.label, "sampled_sha256": small.fingerprint(), "teacher": original.label}
     run.recipe = [{"name": "Recover", **_told(wanted)}]
     run.seconds = {"recover": found.seconds, "all": time.perf_counter() - started}
     run.records = [_record(edit, found) for edit in trained if isinstance(edit, Replace)]

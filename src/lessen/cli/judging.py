@@ -7,7 +7,7 @@ from cyclopts import Parameter
 
 from lessen.cli.app import app, epilogue
 from lessen.cli.options import Running, Switch
-from lessen.cli.output import emit, say, table
+from lessen.cli.output import emit, printed, say, table
 from lessen.cli.running import gate, judgeable, listening
 
 
@@ -61,7 +61,8 @@ def evaluate(
         table(("", *quality), [row for row in rows if row[1] != number(None)], range(1, len(quality) + 1))
         for note in notes:
             say(f"\n{note}")
-    gate(quality, max_kld)
+    with printed():
+        gate(quality, max_kld)
 
 
 @app.command(

@@ -1,6 +1,7 @@
 """From the words on the command line to an exit code, and what becomes of an error."""
 
 import os
+import signal
 import sys
 import traceback
 from collections.abc import Sequence
@@ -10,6 +11,7 @@ from cyclopts import CycloptsError
 from lessen.cli import judging, looking, making, recovering
 from lessen.cli.app import app
 from lessen.cli.arguments import HEADS, fold
+from lessen.cli.output import emit_error
 from lessen.cli.wording import told
 from lessen.errors import LessenError
 
@@ -17,8 +19,9 @@ __all__ = ["app", "judging", "looking", "main", "making", "recovering", "run"]  
 
 
 def main(tokens: Sequence[str] | None = None) -> None:
-    """Run one command and exit: 0 done, 1 failed, 2 a request that makes no sense, 3 quality gate missed, 130 interrupted."""
+    """Run one command and exit: 0 done, 1 failed, 2 makes no sense as asked, 3 quality gate missed, 130 interrupted, 143 ended by SIGTERM."""
     tokens = list(sys.argv[1:] if tokens is None else tokens)
+    signal.signal(signal.SIGTERM, _ended)
     try:
         code = run(tokens)
         sys.stdout.flush()
@@ -27,6 +30,15 @@ def main(tokens: Sequence[str] | None = None) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 0
     sys.exit(code)
+
+
+class Ended(KeyboardInterrupt):
+    """The process was told to end: as after Ctrl-C, whatever is open is closed and the locks are given back."""
+
+
+def _ended(*_: object) -> None:
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # once is enough: what is being closed is closed
+    raise Ended
 
 
 def run(tokens: Sequence[str]) -> int:
@@ -40,7 +52,10 @@ def run(tokens: Sequence[str]) -> int:
         if "--debug" in tokens:
             traceback.print_exc()
         message, code = _explain(error, resumes=bool(tokens) and _resumes(tokens))
-        print("lessen:", " ".join(message.split()), file=sys.stderr)
+        message = " ".join(message.split())
+        print("lessen:", message, file=sys.stderr)
+        if "--json" in tokens:
+            emit_error(tokens[0], message, code, error)
         return code
 
 
@@ -52,7 +67,8 @@ def _explain(error: BaseException, resumes: bool) -> tuple[str, int]:
         case CycloptsError():
             return told(error, [name for name in app if not name.startswith("-")]), 2
         case KeyboardInterrupt():
-            return "interrupted" + "; what is finished is kept, and the same command goes on from there" * resumes, 130
+            word, code = ("ended by SIGTERM", 143) if isinstance(error, Ended) else ("interrupted", 130)
+            return word + "; what is finished is kept, and the same command goes on from there" * resumes, code
         case OSError(strerror=str(reason)):
             return f"{error.filename or 'operating system'}: {reason}", 1
         case _:

@@ -6,7 +6,7 @@ from typing import Annotated
 from cyclopts import Parameter
 
 from lessen.cli.app import app, epilogue
-from lessen.cli.options import RUNNING, Calibration, Evaluation, Methods, Result, Running, wishes
+from lessen.cli.options import RUNNING, Calibration, Evaluation, Methods, Result, Running, Switch, wishes
 from lessen.cli.output import emit, say, table
 from lessen.cli.running import judgeable, listening, show_run
 
@@ -45,6 +45,7 @@ def compress(
             result.out,
             exports=result.exports,
             overwrite=result.overwrite,
+            fresh=result.fresh,
             evaluation=evaluation.eval or None,
             evaluate=not evaluation.no_eval,
             prove=not evaluation.no_prove,
@@ -68,6 +69,7 @@ def plan(
     /,
     *,
     out: Annotated[Path | None, Parameter(metavar="DIR")] = None,
+    fresh: Switch = False,
     methods: Methods = Methods(),
     calibration: Calibration = Calibration(),
     running: Running = Running(),
@@ -77,6 +79,7 @@ def plan(
     Args:
         model: A Hugging Face directory, a GGUF file, package.module:factory, or smollm2-135m.
         out: Keep the decisions in DIR, for `lessen apply`; the same command goes on there after an interruption.
+        fresh: Forget the decisions that DIR holds, instead of going on there.
     """
     asked = wishes(methods, calibration)
     import lessen
@@ -84,7 +87,7 @@ def plan(
     from lessen.report.text import number
 
     with requests.kept(out, model, asked) as work, listening(running) as on_event:
-        decided = lessen.plan(model, work=work, on_event=on_event, **asked)
+        decided = lessen.plan(model, work=work, fresh=fresh, on_event=on_event, **asked)
     if running.json:
         emit("plan", {"out": out, "records": decided.records})
         return
@@ -126,6 +129,7 @@ def apply(
             result.out,
             exports=result.exports,
             overwrite=result.overwrite,
+            fresh=result.fresh,
             evaluation=evaluation.eval or None,
             evaluate=not evaluation.no_eval,
             prove=not evaluation.no_prove,

@@ -26,6 +26,8 @@ class Result:
     """Further formats, with commas between them, or "none". Otherwise GGUF and ONNX where the result fits them."""
     overwrite: Switch = False
     """Replace DIR if it exists."""
+    fresh: Switch = False
+    """Forget what an earlier run for DIR has finished, instead of going on there."""
 
     @property
     def exports(self) -> tuple[str, ...] | None:

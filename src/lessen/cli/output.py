@@ -2,7 +2,8 @@
 
 import json
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, is_dataclass
 from pathlib import Path
 from typing import Any
@@ -10,12 +11,33 @@ from typing import Any
 from rich.console import Console, RenderableType
 from rich.table import Table
 
+from lessen.errors import LessenError
+
 SCHEMA_VERSION = 1
+PRINTED = "the result was printed"
 
 
 def emit(command: str, data: Mapping[str, Any]) -> None:
     """Print one JSON object: `{"schema_version": 1, "command": .., ...}`."""
     print(json.dumps({"schema_version": SCHEMA_VERSION, "command": command, **data}, default=_plain, allow_nan=False))
+
+
+def emit_error(command: str, message: str, code: int, error: BaseException) -> None:
+    """Print an error as one JSON object, unless the result is on stdout already: `{.., "error": {"message": .., "exit_code": ..}}`."""
+    if PRINTED in getattr(error, "__notes__", ()):
+        return
+    parts = {name: getattr(error, name) for name in ("where", "got", "wanted", "remedy") if hasattr(error, name)}
+    emit(command, {"error": {"message": message, "exit_code": code, **(parts if isinstance(error, LessenError) else {})}})
+
+
+@contextmanager
+def printed() -> Iterator[None]:
+    """Around what may fail once the result is on stdout: the error is marked, so that it does not become a second object there."""
+    try:
+        yield
+    except LessenError as error:
+        error.add_note(PRINTED)
+        raise
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[str]], numeric: Iterable[int] = (), title: str = "") -> None:

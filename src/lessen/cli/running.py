@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lessen.cli.options import Evaluation, Running
-from lessen.cli.output import emit, say, show
+from lessen.cli.output import emit, printed, say, show
 from lessen.cli.progress import EventPrinter
 from lessen.errors import LessenError, QualityGateMissed, UsageError
 
@@ -44,6 +44,12 @@ def show_run(command: str, run: "Run", out: Path, running: Running, evaluation: 
 
         show(summary(run), plain(run))
         say(f"\n{out / 'report.html'} tells the whole story")
+    with printed():
+        _hold(run, evaluation)
+
+
+def _hold(run: "Run", evaluation: Evaluation) -> None:
+    """Raise where the user asked for more than the run gives."""
     skipped = [record for record in run.records if record.action == "skip"]
     if evaluation.strict and skipped:
         raise LessenError(skipped[0].unit, got=f"{len(skipped)} skipped: {skipped[0].reason}", wanted="nothing skipped under --strict")

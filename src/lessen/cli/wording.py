@@ -3,10 +3,19 @@
 from collections.abc import Sequence
 from difflib import get_close_matches
 
-from cyclopts import CoercionError, CycloptsError, MissingArgumentError, UnknownCommandError, UnknownOptionError, UnusedCliTokensError
+from cyclopts import (
+    CoercionError,
+    CycloptsError,
+    MissingArgumentError,
+    RepeatArgumentError,
+    UnknownCommandError,
+    UnknownOptionError,
+    UnusedCliTokensError,
+)
 
 from lessen.errors import UsageError, nearest
 
+_MEANT = {"--text": ("--eval", "--calibration"), "--output": ("--out",), "--force": ("--overwrite",)}  # what other tools call it
 _TYPES = {int: "a whole number", float: "a number"}
 
 
@@ -31,13 +40,21 @@ def told(error: CycloptsError, commands: Sequence[str]) -> str:
             said = UsageError(error.keyword, got="nothing after it", wanted="a value", remedy=usage)
         case MissingArgumentError(argument=argument) if argument is not None:
             said = UsageError(command, got=f"no {argument.name}", wanted="one", remedy=usage)
+        case RepeatArgumentError(token=token):
+            name = token.keyword or token.value
+            several = "several go into one, with commas between them: --export gguf,onnx" if name == "--export" else usage
+            said = UsageError(name, got="the option twice", wanted="it once", remedy=several)
         case _:
-            return str(error)
+            said = UsageError(
+                command or "command line", got=" ".join(str(error).split()), wanted="a command as its help tells", remedy=usage
+            )
     return str(said)
 
 
 def _option(name: str, own: Sequence[str]) -> str:
     """The remedy for an option that the command does not have; where methods are named, it may be meant for one of them."""
+    if meant := [option for option in _MEANT.get(name, ()) if option in own]:
+        return f"did you mean {meant[0]}?"
     if close := get_close_matches(name, own, n=1, cutoff=0.75):
         return f"did you mean {close[0]}?"
-    return "options of a method come after it: --method GPTQ --bits 3" if "--method" in own else nearest(name, own)
+    return "options of a method come after it: --method GPTQ --bits 3" if "--method" in own else f"choose from {', '.join(sorted(own))}"

@@ -9,6 +9,7 @@ that asks for anything else is refused by the name of the option.
 import json
 import shutil
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from torch import Tensor
 
 from lessen.core.edit import Edit, load_edits, save_edits
 from lessen.core.record import Record
+from lessen.engine.changes import first_change
 from lessen.errors import LessenError, UsageError
 
 RESUMES = "free space, then run again: it resumes"
@@ -35,8 +37,7 @@ class Journal:
     def __init__(self, folder: Path, job: Mapping[str, Any]):
         self.folder = folder
         self.job: dict[str, Any] = json.loads(json.dumps(job))
-        if self._description.exists():
-            _refuse_changes(folder, json.loads(self._description.read_text()), self.job)
+        agree(folder, self.job)
 
     @property
     def _description(self) -> Path:
@@ -92,6 +93,10 @@ class Journal:
         """Delete the work directory: the result is elsewhere."""
         shutil.rmtree(self.folder, ignore_errors=True)
 
+    def release(self) -> None:
+        """Forget every step: what was asked for cannot be done, and must not bind the request that mends it."""
+        clear(self.folder)
+
     def _check_room(self, state: Mapping[str, Tensor]) -> None:
         wanted = ROOM + sum(t.numel() * t.element_size() for t in state.values())
         free = shutil.disk_usage(self.folder).free
@@ -110,17 +115,30 @@ def _write_json(path: Path, data: Any) -> None:
     aside.replace(path)
 
 
-def _refuse_changes(folder: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
-    for option in [*now, *(before.keys() - now.keys())]:
-        if before.get(option) != now.get(option):
-            raise UsageError(
-                f"{folder} ({option})",
-                got=_brief(now.get(option)),
-                wanted=f"{_brief(before.get(option))}, as when this run began",
-                remedy="resume with the old value, or remove that folder to start afresh",
-            )
+def clear(folder: Path) -> None:
+    """Remove what a run keeps in `folder`, and nothing else; the folder too if it is empty then."""
+    for path in [folder / "job.json", *folder.glob("pass*-step*")]:
+        path.unlink(missing_ok=True)
+    with suppress(OSError):
+        folder.rmdir()
 
 
-def _brief(value: Any) -> str:
-    text = json.dumps(value)
-    return text if len(text) <= 160 else text[:157] + "..."
+def agree(folder: Path, job: Mapping[str, Any], partly: bool = False) -> None:
+    """Refuse a job that differs from the one whose steps `folder` holds.
+
+    Args:
+        folder: a work directory, or a place where none is yet.
+        job: all that the result depends on; with `partly`, what of it is known so far.
+        partly: see `job`.
+
+    Raises:
+        UsageError: the option by name, with both values.
+    """
+    path = folder / "job.json"
+    if not path.exists():
+        return
+    change = first_change(json.loads(path.read_text()), json.loads(json.dumps(job)), partly)
+    if change is not None:
+        where, got, wanted = change
+        remedy = f"give the old value, or add --fresh to begin again without what is kept in {folder}"
+        raise UsageError(where, got=got, wanted=f"{wanted}, as when this run began", remedy=remedy)

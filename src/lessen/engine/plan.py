@@ -76,6 +76,16 @@ def decide(
         UsageError: a grid that does not fit a tensor, a tensor that would be quantized twice, a method that the architecture lacks.
         LessenError: weights that are not numbers, a disk that is full.
     """
+    try:
+        return _decide(source, methods, text, journal, on_event, device)
+    except UsageError:
+        journal.release()
+        raise
+
+
+def _decide(
+    source: Checkpoint, methods: Sequence[Any], text: Text | None, journal: Journal, on_event: Listener | None, device: str
+) -> Plan:
     edits: list[Edit] = []
     records: list[Record] = []
     now = source

@@ -179,7 +179,10 @@ def _plain(checkpoint: Checkpoint, name: str, kind: str) -> tuple[Tensor, Tensor
     stored = tensor.to(_PLAIN[kind])
     if not bool(stored.isfinite().all()):
         raise LessenError(
-            name, got=f"values up to {float(tensor.abs().max()):.3g}", wanted="values that float16 holds", remedy="plain='F32'"
+            name,
+            got=f"values up to {float(tensor.abs().max()):.3g}",
+            wanted="values that float16 holds",
+            remedy="lessen export --format gguf --plain F32",
         )
     return tensor, stored
 

@@ -51,5 +51,17 @@ class Checkpoint(Protocol):
         ...
 
     def fingerprint(self) -> str:
-        """sha256 hex that changes when the weights change (header plus sampled content; cheap)."""
+        """sha256 hex of the headers and of samples of every tensor: cheap, and blind to a change between the samples; see `stamps`."""
         ...
+
+
+def stamps(checkpoint: Checkpoint) -> dict[str, list[int]]:
+    """Bytes and time of change (ns) of each file that holds weights, by name; nothing for a model that lies in memory.
+
+    They tell what a fingerprint of samples may miss, of the same files on the same disk; a copy has times of its own.
+    """
+    found: dict[str, list[int]] = {}
+    for path in getattr(checkpoint, "files", ()):
+        facts = path.stat()
+        found[path.name] = [facts.st_size, facts.st_mtime_ns]
+    return found

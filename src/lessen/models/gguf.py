@@ -49,6 +49,7 @@ class GGUF:
     def __init__(self, path: Path):
         self.label = str(path)
         self.path = path
+        self.files = (path,)
         metadata, self._tensors, self._header_size = _parse(path)
         self.config, uniform = build_config(metadata, {name: item.shape for name, item in self._tensors.items()}, self._numbers, self.label)
         self._permuted = metadata["general.architecture"] == "llama"

@@ -49,6 +49,7 @@ class HuggingFace:
             raise LessenError(self.label, got="no config.json", wanted="a Hugging Face model directory", remedy=remedy)
         self.config: dict[str, Any] = self._read_config()
         self._files = TensorFiles.of_folder(folder)
+        self.files = self._files.files
         self._shapes = self._stored_shapes()
         self._stored: dict[str, str] = {}
         self.names: list[str] = []

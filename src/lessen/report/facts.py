@@ -263,7 +263,7 @@ def provenance(run: Run) -> list[Table]:
 def _fact(key: str, item: Any) -> str:
     if key.endswith("_bytes"):
         return size(item)
-    return f"{item[:16]}…" if key == "sha256" and isinstance(item, str) else value(item)
+    return f"{item[:16]}…" if key.endswith("sha256") and isinstance(item, str) else value(item)
 
 
 def _flat(data: dict[str, Any]) -> dict[str, Any]:

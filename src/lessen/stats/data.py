@@ -167,6 +167,15 @@ def sequential_windows(tokenizer: Tokenizer, text: Text, length: int, count: int
     return _prefixed(pieces[: count or at_most], start)
 
 
+class TooShort(LessenError):
+    """A text that holds fewer windows than were asked for; `fits` is how many it holds."""
+
+    def __init__(self, where: str, *, got: int, wanted: str, fits: int):
+        self.fits = fits
+        remedy = f"give more text, or ask for {fits} windows" if fits else "give more text"
+        super().__init__(where, got=f"{got} tokens", wanted=wanted, remedy=remedy)
+
+
 def _enough(tokenizer: Tokenizer, text: Text, count: int, length: int, at_most: int | None = None) -> tuple[Tensor, list[int]]:
     start = prefix(tokenizer)
     if count < 1 or length < len(start) + 2:
@@ -174,9 +183,7 @@ def _enough(tokenizer: Tokenizer, text: Text, count: int, length: int, at_most: 
     ids = tokens(tokenizer, text, None if at_most is None else at_most * length)
     wanted = count * (length - len(start))
     if len(ids) < wanted:
-        fits = len(ids) // (length - len(start))
-        remedy = f"give more text or ask for {fits} windows" if fits else f"give more text or windows of at most {len(ids)} tokens"
-        raise LessenError(text.name, got=f"{len(ids)} tokens", wanted=f"{wanted} for {count} windows of {length}", remedy=remedy)
+        raise TooShort(text.name, got=len(ids), wanted=f"{wanted} for {count} windows of {length}", fits=len(ids) // (length - len(start)))
     return ids, start
 
 
