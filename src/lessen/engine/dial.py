@@ -1,19 +1,19 @@
 """From one wish, a size, to a recipe: everything else is derived, and said aloud.
 
-Linears and token table get one grid each. Of all pairs whose bytes stay under the wish, the one with the least expected damage is
+Linears and token table get one grid each. The wish is held against the largest file that will be written: a container that keeps 3-bit
+codes in 4-bit blocks gains nothing from the third bit. Of all pairs of grids that meet it the one with the least expected damage is
 taken, with the noise of uniform rounding as the measure: a group of g weights spans about 2 sqrt(2 ln g) deviations, so b bits leave a
 relative error of about (2/3) ln(g) 4^-b. The two parts count alike, since an error in either reaches every token.
 """
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from itertools import product
-from math import log, prod
+from math import ceil, inf, log, prod
 from typing import TYPE_CHECKING, Any
 
 from lessen.core.unit import Unit
 from lessen.errors import UsageError
-from lessen.formats.affine import Int
-from lessen.formats.granularity import PerGroup, PerRow
 from lessen.methods.gptq import GPTQ
 from lessen.methods.rtn import RTN
 from lessen.methods.select import Select
@@ -24,8 +24,12 @@ if TYPE_CHECKING:
     from lessen.recipe import Dial
 
 GROUPS = (32, 48, 64, 96, 128, 192, 256)  # multiples of 16: what packed containers and kernels take
+HELD = (32, 64, 128)  # what every container holds: GGUF repeats the scale for each 32, kernels for packed weights know no others
 EMBEDDING_BITS = 8
 DEFAULT_BITS, DEFAULT_GROUP = 4, 32
+
+Price = Callable[[Any], dict[str, float]]
+"""(bits, group, table bits, table group) -> bytes by container."""
 
 
 def candidates(bits: int, group: int | None) -> Select:
@@ -48,29 +52,44 @@ def default(checkpoint: Checkpoint) -> tuple[list[Any], list[str]]:
     return [*_tables(EMBEDDING_BITS, table_group, tables), candidates(DEFAULT_BITS, group)], notes
 
 
-def solve(checkpoint: Checkpoint, dial: "Dial") -> tuple[list[Any], list[str]]:
-    """The recipe with the least expected damage among those that meet a wish.
+def solve(checkpoint: Checkpoint, dial: "Dial", price: Price, embeddings: bool = True) -> tuple[list[Any], list[str]]:
+    """The recipe with the least expected damage among those whose files all meet a wish.
+
+    Args:
+        checkpoint: the model.
+        dial: the wish.
+        price: bytes by container of (bits, group, table bits, table group); infinite where a container cannot hold that.
+        embeddings: False leaves token table and head as they are.
 
     Raises:
-        UsageError: even two bits are too many; says what can be reached.
+        UsageError: even the smallest grids that the containers hold are too many; says what can be reached.
     """
-    budget = _budget(checkpoint, dial)
+    budget = budget_of(checkpoint, dial)
     linears, tables = _widths(checkpoint)
-    options = sorted(_options(checkpoint, linears, tables), key=lambda option: (option.damage, option.size_bytes))
+    options = sorted(_options(linears, tables if embeddings else set(), price), key=lambda option: (option.damage, option.size_bytes))
     fit = next((option for option in options if option.size_bytes <= budget), None)
     if fit is None:
-        least = min(options, key=lambda option: option.size_bytes)
-        raise UsageError(
-            f"--to {dial.value:g} {dial.kind}",
-            got=f"a budget of {_bytes(budget)}",
-            wanted=f"at least {_bytes(least.size_bytes)} ({_bpw(checkpoint, least.size_bytes):.2f}bpw) for this model",
-            remedy="ask for more, or prune first with a recipe",
-        )
-    notes = [
-        f"For {_bytes(budget)}: linears {fit.bits} bits in groups of {_words(fit.group)}, tables and head {fit.table_bits} bits "
-        f"in groups of {_words(fit.table_group)}: {_bytes(fit.size_bytes)}, {_bpw(checkpoint, fit.size_bytes):.2f} bits per weight."
-    ]
-    return [*_tables(fit.table_bits, fit.table_group, tables), candidates(fit.bits, fit.group)], notes
+        raise _unreachable(checkpoint, dial, budget, options)
+    tabled = f", tables and head {fit.table_bits} bits in groups of {_words(fit.table_group)}" if fit.table_bits < 16 else ""
+    files = ", ".join(f"{_bytes(size)} as {name}" for name, size in fit.sizes.items())
+    notes = [f"For {_bytes(budget)}: linears {fit.bits} bits in groups of {_words(fit.group)}{tabled}; expected weights: {files}."]
+    methods = _tables(fit.table_bits, fit.table_group, tables) if fit.table_bits < 16 else []
+    return [*methods, candidates(fit.bits, fit.group)], notes
+
+
+def _unreachable(checkpoint: Checkpoint, dial: "Dial", budget: float, options: "list[_Option]") -> UsageError:
+    """What can be reached with all containers that were asked for, and with the Hugging Face directory alone."""
+    least = min(options, key=lambda option: option.size_bytes)
+    alone = min(option.sizes.get("huggingface", inf) for option in options)
+    widest = max(least.sizes, key=lambda name: least.sizes[name])
+    fewer = f"leave out exports (--export none reaches {_least(alone)}), " if alone < 0.995 * least.size_bytes else ""
+    reached = f"{_least(least.size_bytes)} ({_bpw(checkpoint, least.size_bytes) + 0.005:.2f}bpw)"
+    return UsageError(
+        f"--to {dial}",
+        got=f"a budget of {_bytes(budget)}",
+        wanted=f"at least {reached}, below which {widest} weights of this model do not come",
+        remedy=f"ask for more, {fewer}or prune first with a recipe",
+    )
 
 
 def fitting(group: int, widths: set[int]) -> int | None:
@@ -90,41 +109,34 @@ class _Option:
     group: int | None
     table_bits: int
     table_group: int | None
-    size_bytes: float
+    sizes: dict[str, float]
     damage: float
 
+    @property
+    def size_bytes(self) -> float:
+        return max(self.sizes.values())
 
-def _options(checkpoint: Checkpoint, linears: set[int], tables: set[int]) -> list[_Option]:
-    sizes = _Sizes(checkpoint)
-    groups = [g for g in GROUPS if all(width % g == 0 for width in linears)]
-    table_group = fitting(32, tables)
+
+def _options(linears: set[int], tables: set[int], price: Price) -> list[_Option]:
     found = []
-    for bits, group, table_bits in product((8, 6, 5, 4, 3, 2), [*groups, None], (8, 6, 5, 4)):
+    grids = [(table_bits, group) for table_bits in (8, 6, 5, 4) for group in _groups(tables)] if tables else [(16, None)]
+    for bits, group, (table_bits, table_group) in product((8, 6, 5, 4, 3, 2), _groups(linears), grids):
         damage = _noise(bits, group or max(linears)) + (_noise(table_bits, table_group or max(tables)) if tables else 0.0)
-        found.append(_Option(bits, group, table_bits, table_group, sizes.total(bits, group, table_bits, table_group), damage))
-    return found
+        found.append(_Option(bits, group, table_bits, table_group, price((bits, group, table_bits, table_group)), damage))
+    held = [option for option in found if option.size_bytes < inf]
+    if held:
+        return held
+    # Rows that no container's groups divide: the exports refuse or are left out, and only the others have a price.
+    return [replace(option, sizes={name: size for name, size in option.sizes.items() if size < inf}) for option in found]
+
+
+def _groups(widths: set[int]) -> list[int | None]:
+    """Groups that divide every row and that all containers hold as they are; else the nearest that fits."""
+    return [group for group in HELD if all(width % group == 0 for width in widths)] or [fitting(DEFAULT_GROUP, widths)]
 
 
 def _noise(bits: int, group: int) -> float:
     return 2 / 3 * log(group) * 4.0**-bits
-
-
-class _Sizes:
-    """Bytes of a model with a grid for its linears and one for its tables; the rest at 16 bits."""
-
-    def __init__(self, checkpoint: Checkpoint):
-        found = units(checkpoint)
-        self.linears = [checkpoint.shape(u.slices[0].name) for u in found if u.kind == "linear"]
-        self.tables = [checkpoint.shape(u.slices[0].name) for u in found if u.kind == "embedding"]
-        self.rest = _parameters(checkpoint) - sum(prod(shape) for shape in (*self.linears, *self.tables))
-
-    def total(self, bits: int, group: int | None, table_bits: int, table_group: int | None) -> float:
-        grids = ((self.linears, _format(bits, group)), (self.tables, _format(table_bits, table_group)))
-        return sum(grid.bits_per_weight(s) * prod(s) for shapes, grid in grids for s in shapes) / 8 + 2 * self.rest
-
-
-def _format(bits: int, group: int | None) -> Int:
-    return Int(bits, PerRow() if group is None else PerGroup(group))
 
 
 def _tables(bits: int, group: int | None, widths: set[int]) -> list[Any]:
@@ -153,7 +165,8 @@ def _parameters(checkpoint: Checkpoint) -> int:
     return sum(prod(checkpoint.shape(name)) for name in checkpoint.names)
 
 
-def _budget(checkpoint: Checkpoint, dial: "Dial") -> float:
+def budget_of(checkpoint: Checkpoint, dial: "Dial") -> float:
+    """Bytes that a wish stands for."""
     scale = {"bytes": 1.0, "bpw": _parameters(checkpoint) / 8, "times": float(checkpoint.size_bytes)}
     return dial.value * scale[dial.kind]
 
@@ -168,3 +181,8 @@ def _words(group: int | None) -> str:
 
 def _bytes(size: float) -> str:
     return f"{size / 1e6:.1f} MB" if size >= 1e6 else f"{size / 1e3:.1f} kB"
+
+
+def _least(size: float) -> str:
+    """A size that is enough: rounded up."""
+    return f"{ceil(size / 1e5) / 10:.1f}MB" if size >= 1e6 else f"{ceil(size / 1e2) / 10:.1f}kB"
