@@ -107,6 +107,17 @@ def test_widths_that_can_be_grouped_are_not_refused(tiny_model):
         job.settled(tiny_model, job.Request(recipe=recipe))
 
 
+def test_a_short_text_says_what_it_is_enough_for():
+    from lessen.calibration import _too_short  # pyright: ignore[reportPrivateUsage]
+    from lessen.stats.data import TooShort
+
+    def remedy(fits: int) -> str | None:
+        return _too_short(TooShort("t", got=1, wanted="more", fits=fits), own_share=0.0, count=32, length=64).remedy
+
+    assert remedy(10) == "give more text, or ask for fewer tokens (--tokens 512)"  # 8 windows and 2 held out
+    assert remedy(5) == "give more text"  # 4 windows and 2 held out are the least
+
+
 CALLS: list[tuple[Any, tuple[Any, ...], dict[str, Any], str]] = [
     (lessen.compress, ("m", "o"), {"exprots": []}, r"compress\(\): got 'exprots', .* did you mean exports\?"),
     (lessen.compress, ("m", "o"), {"exports": "gguf"}, r"compress\(exports\): got 'gguf' \(str\), wanted a list or None"),

@@ -19,7 +19,7 @@ __all__ = ["app", "judging", "looking", "main", "making", "recovering", "run"]  
 
 
 def main(tokens: Sequence[str] | None = None) -> None:
-    """Run one command and exit: 0 done, 1 failed, 2 makes no sense as asked, 3 quality gate missed, 130 interrupted, 143 ended by SIGTERM."""
+    """Run one command and exit: 0 done, 1 failed, 2 asked wrongly, 3 quality gate missed, 130 interrupted, 143 ended by SIGTERM."""
     tokens = list(sys.argv[1:] if tokens is None else tokens)
     signal.signal(signal.SIGTERM, _ended)
     try:
