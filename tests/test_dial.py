@@ -85,7 +85,7 @@ def test_prices_differ_as_files_do(model, tmp_path):
 
 
 def test_a_wish_below_the_containers_is_refused_with_the_least_that_is_enough(model):
-    with pytest.raises(UsageError, match="below which gguf weights of this model do not come.*--export none reaches") as refused:
+    with pytest.raises(UsageError, match=r"below which gguf weights of this model do not come.*--export none reaches") as refused:
         settled(model, Request(to="1kB", exports=("gguf",)))
     least = re.search(r"at least ([\d.]+kB)", str(refused.value))
     alone = re.search(r"--export none reaches ([\d.]+kB)", str(refused.value))

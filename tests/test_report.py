@@ -276,8 +276,13 @@ def test_headline_is_one_sentence_from_whatever_is_known(run):
 
     assert headline(run) == (
         "smollm2-135m went from 538 MB to 87.4 MB, 6.16 times smaller; it differs from the original by 0.0612 nats per token on "
-        "text near the calibration text and 0.0893 on text far from it, and decodes 7.76 times as fast."
+        "text near the calibration text and 0.0893 on text far from it, and decodes 7.76 times as fast "
+        "in onnxruntime-genai as the original in torch float32."
     )
+    loaded = [{**row, "machine_load": 40.5} for row in run.speed]
+    crowded = replace(run, speed=loaded, environment={**run.environment, "cores": 2})
+    assert headline(crowded).endswith("in torch float32 (timed on a busy machine).")
+    assert "busy" not in headline(replace(crowded, environment={"cores": 64}))
     quality = {name: {key: figure for key, figure in row.items() if key != "nearness"} for name, row in run.quality.items()}
     assert "0.0612 nats per token on python docs (near) and 0.0893 on letters" in headline(replace(run, quality=quality))
     many = {f"{name} {i}": row for i in (1, 2) for name, row in quality.items()}
@@ -308,3 +313,13 @@ def test_text_colours_reach_aa_contrast(page, scheme):
 def test_record_is_plain_json(run, tmp_path: Path):
     run.save(tmp_path / "lessen.json")
     assert json.loads((tmp_path / "lessen.json").read_text())["schema_version"] == run.schema_version
+
+
+def test_marks_of_the_plot_are_files_and_say_what_was_not_measured(run):
+    from lessen.report.plots import _points
+
+    points = {p.name: p for p in _points(run)}
+    files = {row["format"]: row["size_bytes"] for row in run.exports}
+    assert points["result"].x == files["huggingface"] != run.sizes["after"]["size_bytes"]
+    assert {name for name, p in points.items() if p.kind == "export"} == {"gguf (KL not measured)", "onnx (KL not measured)"}
+    assert points["gguf (KL not measured)"].x == files["gguf"]

@@ -93,6 +93,12 @@ def workload(run: Run) -> str:
     return " ".join(parts)
 
 
+def busy(run: Run) -> bool:
+    """Whether more processes than the machine has processors wanted one when timing began, so that a speed is partly noise."""
+    load = max((row["machine_load"] for row in run.speed if row.get("machine_load") is not None), default=0)
+    return load > (run.environment.get("cores") or float("inf"))
+
+
 def headline(run: Run) -> str:
     """The run in one sentence."""
     small, big = after(run, "size_bytes"), before(run, "size_bytes")
@@ -103,7 +109,11 @@ def headline(run: Run) -> str:
     text += _distance(run)
     pair = speedup(run)
     if pair:
-        text += f"{',' * bool(run.quality)} and decodes {number(pair[1]['decode_tps'] / pair[0]['decode_tps'])} times as fast"
+        base, best = pair
+        won = number(best["decode_tps"] / base["decode_tps"])
+        names = f"in {best.get('runtime', '?')} as the original in {base.get('runtime', '?')}"
+        text += f"{',' * bool(run.quality)} and decodes {won} times as fast {names}"
+        text += " (timed on a busy machine)" * busy(run)
     return text + "."
 
 
@@ -154,7 +164,7 @@ def four(run: Run) -> list[Figure]:
         base, best = pair
         won = f"{number(best['decode_tps'] / base['decode_tps'])} ×"
         detail = f"decode {number(best['decode_tps'])} tokens/s in {best.get('runtime', '?')}, {number(base['decode_tps'])} before"
-        speed = Figure("Speed", won, f"{detail}; {conditions(best)}")
+        speed = Figure("Speed", won, f"{detail}; {conditions(best)}{'; busy machine' * busy(run)}")
     return [
         Figure("Size", size(after(run, "size_bytes")) if after(run, "size_bytes") else MISSED, size_detail),
         Figure("Bits per weight", number(bpw) if bpw else MISSED, f"from {number(bpw_before)}" if bpw_before else "scales included"),
