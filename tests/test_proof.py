@@ -25,7 +25,7 @@ def weak() -> Solved:
 @pytest.mark.parametrize("wrong", ["equal chances", "another model"])
 def test_wrong_logits_of_a_model_that_knows_little_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, wrong: str):
     solved = weak()
-    true = parity.reference(solved, probe())  # pyright: ignore[reportArgumentType]
+    true = parity.reference(solved, probe())
     answers = torch.zeros_like(true) if wrong == "equal chances" else true.roll(1, -1)
     figures = parity.compare(true, answers)
     assert figures["kld_mean"] < parity.FARTHEST  # a fixed bound lets it pass
@@ -45,9 +45,9 @@ def test_right_logits_of_a_model_that_knows_little_pass(tmp_path: Path):
 
 def test_a_random_probe_stays_in_vocabulary_and_context_and_repeats():
     solved = Solved(llama())
-    tokens = parity.random_probe(solved)  # pyright: ignore[reportArgumentType]
+    tokens = parity.random_probe(solved)
     assert tokens.shape == (1, 64) and int(tokens.min()) >= 0 and int(tokens.max()) < 384  # the fixture's context and vocabulary
-    assert torch.equal(tokens, parity.random_probe(solved))  # pyright: ignore[reportArgumentType]
+    assert torch.equal(tokens, parity.random_probe(solved))
 
 
 @pytest.mark.filterwarnings("default")
@@ -71,7 +71,7 @@ def test_half_of_the_available_memory_is_the_limit(monkeypatch: pytest.MonkeyPat
     whole = 4 * sum(solved.model.get_parameter(name).numel() for name in solved.names)
     for free, fits in ((2 * whole, True), (2 * whole - 2, False), (None, True)):
         monkeypatch.setattr(parity, "available_bytes", lambda free=free: free)
-        assert (parity.too_large(solved) is None) == fits  # pyright: ignore[reportArgumentType]
+        assert (parity.too_large(solved) is None) == fits
 
 
 def test_no_prove_opens_no_runtime(tiny_model, tmp_path, capsys, monkeypatch):
