@@ -10,7 +10,7 @@ from lessen.engine import dial as dials
 from lessen.engine.quantize import candidates
 from lessen.errors import UsageError
 from lessen.export import export
-from lessen.export.price import PRICES, containers, contents, pricing
+from lessen.export.price import PRICES, Layout, containers, contents, pricing
 from lessen.job import Request, plan, settled
 from lessen.recipe import Dial, parse
 from tests.export_fixture import byte_tokenizer, llama
@@ -22,7 +22,7 @@ ALL = ("gguf", "onnx", "gptq")
 def model(tmp_path_factory):
     """Rows of 64 and 128, a tied table: as in a small model, the table is a large part."""
     folder = tmp_path_factory.mktemp("dial") / "model"
-    llama(tied=True, intermediate_size=128).save_pretrained(folder)
+    llama(tied=True, intermediate_size=128).save_pretrained(folder)  # pyright: ignore[reportCallIssue]
     byte_tokenizer(384).save_pretrained(folder)
     return folder
 
@@ -51,11 +51,11 @@ def test_nothing_is_paid_for_bits_that_no_file_saves(model):
         except UsageError:
             continue
         table, linear = methods[0], candidates(methods[-1])[0]
-        mine = (linear.bits, linear.group, table.bits, table.group)
+        mine = Layout(linear.bits, linear.group, table.bits, table.group)
         assert max(price(mine).values()) <= wish.value
         for better in ((8, 32), (6, 32), (5, 32), (4, 32), (3, 32)):
             if better[0] > linear.bits:  # more bits would have made some file larger than the wish
-                assert max(price((*better, table.bits, table.group)).values()) > wish.value
+                assert max(price(Layout(*better, table.bits, table.group)).values()) > wish.value
 
 
 @pytest.mark.parametrize("bits", [2, 3, 4, 8])
@@ -67,7 +67,7 @@ def test_a_price_is_the_size_of_the_file(model, tmp_path, bits):
         target = tmp_path / name
         export(made, target, name)
         size = sum(file.stat().st_size for file in (target.glob(weights[name]) if name in weights else [target]))
-        expected = price(contents(open_checkpoint(model)), (bits, 32, 8, 32))  # pyright: ignore[reportArgumentType]
+        expected = price(contents(open_checkpoint(model)), Layout(bits, 32, 8, 32))
         # Headers, names and alignment come to at most 24 kB in a file of this model's 30 tensors; a width or a group read
         # wrongly would show in the difference between the cases, which the next test compares without them.
         assert 0 <= size - expected + 4096 <= 28_000, name
@@ -79,7 +79,7 @@ def test_prices_differ_as_files_do(model, tmp_path):
         made = plan(model, recipe=parse([f"RTN(bits={bits}, group=32)"]), embeddings=False).result
         export(made, tmp_path / f"{bits}.gguf", "gguf")
         sizes[bits] = (tmp_path / f"{bits}.gguf").stat().st_size
-    priced = {bits: pricing(open_checkpoint(model), ["gguf"])((bits, 32, 16, None))["gguf"] for bits in sizes}  # pyright: ignore[reportArgumentType]
+    priced = {bits: pricing(open_checkpoint(model), ["gguf"])(Layout(bits, 32, 16, None))["gguf"] for bits in sizes}
     assert sizes[3] == sizes[4] and priced[3] == priced[4]
     assert sizes[8] - sizes[4] == pytest.approx(priced[8] - priced[4], abs=64)  # the alignment of single tensors
 
@@ -90,7 +90,7 @@ def test_a_wish_below_the_containers_is_refused_with_the_least_that_is_enough(mo
     least = re.search(r"at least ([\d.]+kB)", str(refused.value))
     alone = re.search(r"--export none reaches ([\d.]+kB)", str(refused.value))
     assert least and alone
-    assert chosen(model, least[1], exports=("gguf",))
+    assert chosen(model, least[1], exports=("gguf",))[2] is not None
     assert chosen(model, alone[1], exports=())[0] == 2
     with pytest.raises(UsageError):
         settled(model, Request(to=alone[1], exports=("gguf",)))
@@ -106,7 +106,7 @@ def test_tables_that_stay_as_they_are_are_counted_so(model):
 
 def test_rows_that_groups_do_not_divide_fall_back(tmp_path):
     torch.manual_seed(0)
-    llama(hidden_size=48, intermediate_size=80).save_pretrained(tmp_path / "odd")
+    llama(hidden_size=48, intermediate_size=80).save_pretrained(tmp_path / "odd")  # pyright: ignore[reportCallIssue]
     assert chosen(tmp_path / "odd", "0.5x")[1] == 16
 
 
