@@ -17,7 +17,7 @@ BENCHMARKS = {
     "resume": ("benchmarks.resume", "killed at three random places, the same bits come out"),
     "prune_person_search": ("benchmarks.prune_person_search", "SAMP-style pruning against four rankings on a two-task network"),
     "prune_vlm": ("benchmarks.prune_vlm", "UKMP part by part on project-trained captioners, before and after recovery, over three seeds"),
-    "prune_llm": ("benchmarks.prune_llm", "SmolLM2 with 10, 20 and 30 % of its parameters removed, compensated and recovered, and its peers"),
+    "prune_llm": ("benchmarks.prune_llm", "SmolLM2 with 10, 20, 30 % of its parameters gone, compensated and recovered, and its peers"),
     "prune_coverage": ("benchmarks.prune_coverage", "structured pruning of every architecture, against Torch-Pruning"),
     "start": ("benchmarks.start", "how long `lessen --help` takes"),
 }

@@ -43,6 +43,7 @@ class Training:
     help_epilogue=epilogue(
         "lessen recover pruned --teacher path/to/model --out recovered --minutes 10",
         "lessen recover pruned --teacher smollm2-135m --out recovered --rank 16 --calibration stories.txt --json",
+        "lessen recover pruned --teacher path/to/model --out recovered --steps 500 --loss skew",
         "torchrun --nproc-per-node 2 -m lessen recover pruned --teacher path/to/model --out recovered --steps 500 --work .work",
     )
 )
