@@ -60,7 +60,7 @@ def test_nothing_is_paid_for_bits_that_no_file_saves(model):
 
 @pytest.mark.parametrize("bits", [2, 3, 4, 8])
 def test_a_price_is_the_size_of_the_file(model, tmp_path, bits):
-    methods = parse([f"RTN(bits={bits}, group=32)", "RTN(bits=8, group=32, on='embeddings')"])
+    methods = parse([f"RTN(bits={bits}, group=32, scale='mse')", "RTN(bits=8, group=32, scale='mse', on='embeddings')"])
     made = plan(model, recipe=methods).result
     weights = {"huggingface": "*.safetensors", "onnx": "*.data", "gptq": "*.safetensors"}
     for name, price in PRICES.items():
@@ -76,7 +76,7 @@ def test_a_price_is_the_size_of_the_file(model, tmp_path, bits):
 def test_prices_differ_as_files_do(model, tmp_path):
     sizes = {}
     for bits in (3, 4, 8):
-        made = plan(model, recipe=parse([f"RTN(bits={bits}, group=32)"]), embeddings=False).result
+        made = plan(model, recipe=parse([f"RTN(bits={bits}, group=32, scale='mse')"]), embeddings=False).result
         export(made, tmp_path / f"{bits}.gguf", "gguf")
         sizes[bits] = (tmp_path / f"{bits}.gguf").stat().st_size
     priced = {bits: pricing(open_checkpoint(model), ["gguf"])(Layout(bits, 32, 16, None))["gguf"] for bits in sizes}
