@@ -43,6 +43,7 @@ from lessen.models import open_checkpoint
 from lessen.models.checkpoint import Checkpoint, stamps
 from lessen.recipe import Dial, to_json
 from lessen.report import html, model_card
+from lessen.report.text import size as in_words
 from lessen.stats import data
 
 DEFAULT_EXPORTS = ("gguf", "onnx")
@@ -285,7 +286,7 @@ def _beyond(making: _Making) -> list[str]:
     places = {"huggingface": "*.safetensors", "gguf": PLACES["gguf"], "onnx": "onnx/*.data", "gptq": "gptq/*.safetensors"}
     sizes = {name: sum(file.stat().st_size for file in stage.glob(place)) for name, place in places.items()}
     return [
-        f"{name}: its weights take {size / 1e6:.1f} MB, more than the {budget / 1e6:.1f} MB that were asked for."
+        f"{name}: its weights take {in_words(size)}, more than the {in_words(budget)} that were asked for."
         for name, size in sizes.items()
         if size > budget
     ]
