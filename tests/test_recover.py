@@ -207,6 +207,7 @@ def test_a_work_directory_of_another_run_is_refused_by_the_name_of_the_option(tm
     assert (tmp_path / "other" / "thesis.txt").exists()
 
 
+@pytest.mark.timeout(900)  # three interpreters that import torch, on a machine that may be busy
 def test_two_processes_see_the_loss_curve_of_one(tmp_path: Path, alone: Any):
     """Copied (DDP) and sharded (FSDP2) over gloo, by torchrun."""
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]

@@ -36,7 +36,9 @@ def random(*shape: int, seed: int = 0) -> Tensor:
 
 
 def pruned_convolutions() -> tuple[nn.Module, nn.Module, list[Keep]]:
-    dense = Convolutions().double()
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        dense = Convolutions().double()
     unit = Unit("first", "ffn", 6, (Slice("first.weight", 0), Slice("second.weight", 1)))
     edits = [Keep(unit, torch.tensor([0, 2, 5]))]
     student = lessen.apply(copy.deepcopy(dense), edits)
