@@ -78,7 +78,8 @@ def _groups(found: Sequence[Any], method: Any) -> list[tuple[str, int]]:
     for each in candidates(method):
         size = getattr(each.format.granularity, "size", None) if isinstance(each, Rounding) else None
         if size is not None:
-            groups += [(part.name, size) for unit in found if unit.kind == each.kind for part in unit.slices]
+            kind = each.kind  # pyright: ignore[reportAttributeAccessIssue]
+            groups += [(part.name, size) for unit in found if unit.kind == kind for part in unit.slices]
     return groups
 
 

@@ -259,7 +259,7 @@ def _recomputing(model: nn.Module, wanted: bool) -> Iterator[None]:
             lists.append(path)
             blocks += [block for block in module if not isinstance(block, nn.ModuleList | nn.ModuleDict)]
     # What is computed again would be appended to a cache of keys and values again.
-    configs = {id(c): c for m in model.modules() if getattr(c := getattr(m, "config", None), "use_cache", None) is True}
+    configs: dict[int, Any] = {id(c): c for m in model.modules() if getattr(c := getattr(m, "config", None), "use_cache", None) is True}
     shadowed = [(block, block.__dict__.get("forward")) for block in blocks]
     for config in configs.values():
         config.use_cache = False
