@@ -7,6 +7,7 @@ import json
 import os
 import signal
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -52,6 +53,7 @@ def main(out: str, work: str, die_at: str, *ranks: str) -> None:
         write(Path(out), "0", train(Path(work), die_at=int(die_at)))
         return
     for kind, shard in (("copied", False), ("sharded", True)):
+        time.sleep(2 * int(os.environ["RANK"]))  # the first process must not meet the other one's address of the run before
         write(Path(out), f"{kind}{os.environ['RANK']}", train(shard=shard))
 
 

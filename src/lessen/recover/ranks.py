@@ -7,13 +7,18 @@ moment and gather what a block needs when it runs. Both see the same samples as 
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from itertools import count
 from typing import Any
 
 import torch
 from torch import Tensor, distributed, nn
+from torch.distributed import distributed_c10d
+from torch.distributed.rendezvous import rendezvous
 from torch.nn.parallel import DistributedDataParallel
 
 from lessen.errors import LessenError
+
+_GROUPS = count()
 
 
 class Ranks:
@@ -55,7 +60,11 @@ def joined(device: torch.device) -> Iterator[Ranks]:
     mine = "WORLD_SIZE" in os.environ and int(os.environ["WORLD_SIZE"]) > 1 and not distributed.is_initialized()
     if mine:
         # Small sums of counts and clocks live on the CPU, so a GPU run has both back ends.
-        distributed.init_process_group("gloo" if device.type == "cpu" else f"cpu:gloo,{device.type}:nccl")
+        backend = "gloo" if device.type == "cpu" else f"cpu:gloo,{device.type}:nccl"
+        # torchrun's store outlives a group, and a second group under the same keys may dial the addresses of the first.
+        store, rank, ranks = next(rendezvous("env://"))
+        store = distributed_c10d.PrefixStore(f"lessen {next(_GROUPS)}", store)
+        distributed.init_process_group(backend, store=store, rank=rank, world_size=ranks)
     try:
         yield Ranks()
     finally:
