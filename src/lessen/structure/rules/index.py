@@ -78,48 +78,37 @@ def index_select(call: Call) -> list[Axis]:
 
 def gather(call: Call) -> list[Axis]:
     """Element by element along one dimension; the others are the same up to their length."""
-    axes, own = call.of("self"), call.of("index")
-    dim = call["dim"] % max(len(axes), 1)
-    for d, (axis, other) in enumerate(zip(axes, own, strict=True)):
-        if d != dim and axis.size == other.size:
-            call.unify(axis, other)
-        else:
-            call.pin(axis, "looks indices up")
-            call.pin(other, "says where")
+    own = call.of("index")
+    _beside(call, call.of("self"), own, "looks indices up")
     return own
 
 
 def scatter(call: Call) -> list[Axis]:
     """Element by element into places along one dimension."""
     axes = call.of("self")
-    dim = call["dim"] % max(len(axes), 1)
-    others = [call.of("index")]
+    _beside(call, axes, call.of("index"), "writes to numbered places")
     source = call.get("src")
     if isinstance(source, Tensor) and source.dim() == len(axes):
-        others.append(call.of(source))
-    if axes:
-        call.pin(axes[dim], "writes to numbered places")
-    for own in others:
-        for d, (axis, other) in enumerate(zip(axes, own, strict=True)):
-            if d != dim and axis.size == other.size:
-                call.unify(axis, other)
-            else:
-                call.pin(axis, "writes to numbered places")
-                call.pin(other, "says where")
+        _beside(call, axes, call.of(source), "writes to numbered places")
     return axes
 
 
 def index_add(call: Call) -> list[Axis]:
     """Slices added or copied into places along one dimension."""
-    axes, own = call.of("self"), call.of("source")
-    dim = call["dim"] % max(len(axes), 1)
-    for d, (axis, other) in enumerate(zip(axes, own, strict=True)):
-        if d == dim:
-            call.pin(axis, "writes to numbered places")
-            call.pin(other, "says where")
-        else:
-            call.unify(axis, other)
+    axes = call.of("self")
+    _beside(call, axes, call.of("source"), "writes to numbered places")
     return axes
+
+
+def _beside(call: Call, axes: list[Axis], others: list[Axis], reason: str) -> None:
+    """Two tensors side by side: the same in every dimension but the numbered one and those where they differ in length."""
+    dim = call["dim"] % max(len(axes), 1)
+    for d, (axis, other) in enumerate(zip(axes, others, strict=True)):
+        if d != dim and axis.size == other.size:
+            call.unify(axis, other)
+        else:
+            call.pin(axis, reason)
+            call.pin(other, "says where")
 
 
 def index_fill(call: Call) -> list[Axis]:
@@ -171,11 +160,6 @@ def _uniform(mask: Tensor) -> bool:
     if mask.is_meta or type(mask) is not Tensor:
         return False
     return bool((mask == mask[..., :1]).all())
-
-
-def fixed_rows(call: Call) -> list[Axis] | list[list[Axis]]:
-    """Shape from values, elements from numbers: nothing that can be cut."""
-    return found(call)
 
 
 def one_hot(call: Call) -> list[Axis]:
