@@ -29,7 +29,7 @@ from lessen.structure.axes import Axes, Axis, describe, pinned
 from lessen.structure.rules import RULES, Call, Rule, elementwise, is_pointwise
 from lessen.structure.rules.call import Book
 from lessen.structure.sizes import Formula, Size, attributes_in, evaluate, shape_of
-from lessen.structure.zeros import Zeros
+from lessen.structure.zeros import Zeros, memory
 
 
 @dataclass(frozen=True)
@@ -113,7 +113,7 @@ class Watch(Book):
         self._static[tensor] = static
         if static:
             self.zeros.name(tensor, axes)
-            self._memory.setdefault(_memory(tensor), []).append(tensor)
+            self._memory.setdefault(memory(tensor), []).append(tensor)
 
     def axes_of(self, tensor: Tensor) -> list[Axis]:
         """Axes of a tensor; those of a constant that came from elsewhere are held."""
@@ -155,7 +155,7 @@ class Watch(Book):
 
     def _alias(self, tensor: Tensor) -> list[Axis] | None:
         """Another tensor object over a parameter's memory (`weight.data`)."""
-        for known in self._memory.get(_memory(tensor), []):
+        for known in self._memory.get(memory(tensor), []):
             if known.shape == tensor.shape and known.stride() == tensor.stride() and known.storage_offset() == tensor.storage_offset():
                 self._static[tensor] = True
                 self.zeros.name(tensor, self._of[known])
@@ -277,13 +277,6 @@ _FORMS = frozenset(
 def _is_block(module: nn.Module, path: str, names: Mapping[nn.Module, str]) -> bool:
     parent, _, number = path.rpartition(".")
     return number.isdigit() and any(isinstance(m, nn.ModuleList) and p == parent and len(m) > 1 for m, p in names.items())
-
-
-def _memory(tensor: Tensor) -> int:
-    try:
-        return tensor.untyped_storage()._cdata
-    except (RuntimeError, NotImplementedError):
-        return -1
 
 
 class _Operations(TorchDispatchMode):

@@ -55,7 +55,7 @@ class Zeros:
         own = self._of.get(tensor, frozenset())
         found = own if own is None else frozenset(leaf for axis in own for leaf in leaves(axis))
         since: int = self._since.get(tensor) or 0
-        for clock, written in self._writes.get(_memory(tensor), []):
+        for clock, written in self._writes.get(memory(tensor), []):
             if clock > since:
                 found = _both([found, written])
         return found
@@ -72,7 +72,7 @@ class Zeros:
             changed = any(tensor is t for t in call.tensors())
             if changed:
                 self._clock += 1
-                self._writes.setdefault(_memory(tensor), []).append((self._clock, found))
+                self._writes.setdefault(memory(tensor), []).append((self._clock, found))
             self._enter(tensor, found)
 
     def _plain(self, call: Call, name: str, tensors: Sequence[Tensor]) -> Zero:
@@ -198,7 +198,8 @@ def _both(zeros: Sequence[Zero]) -> Zero:
     return found
 
 
-def _memory(tensor: Tensor) -> int:
+def memory(tensor: Tensor) -> int:
+    """The memory that a tensor lies in, as a number that its views share; -1 if it has none."""
     try:
         return tensor.untyped_storage()._cdata
     except (RuntimeError, NotImplementedError):
