@@ -45,3 +45,12 @@ def nearest(name: str, options: Iterable[str]) -> str:
     by_lower = {option.lower(): option for option in options}
     close = get_close_matches(name.lower(), by_lower, n=1, cutoff=0.5)
     return f"did you mean {by_lower[close[0]]}?" if close else f"choose from {', '.join(options)}"
+
+
+def one_line(error: Exception) -> str:
+    r"""An error of other code in one line of at most 300 characters, to stand inside one of ours.
+
+    >>> one_line(ValueError("a\n  long story"))
+    'ValueError: a long story'
+    """
+    return " ".join(f"{type(error).__name__}: {error}".split())[:300]

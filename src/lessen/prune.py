@@ -23,13 +23,14 @@ from lessen.core.event import Event, Listener
 from lessen.core.record import Record
 from lessen.core.unit import Unit, View
 from lessen.engine.survey import record
-from lessen.errors import LessenError, UsageError
+from lessen.errors import LessenError, UsageError, one_line
 from lessen.methods.budget import Budget
 from lessen.methods.ukmp import UKMP
 from lessen.stats.gradients import Collecting
 from lessen.stats.objectives import Objective
 from lessen.stats.whole import survey
 from lessen.structure.check import check
+from lessen.structure.example import arguments
 from lessen.structure.resize import expressible, resizes
 from lessen.structure.trace import Structure, trace
 from lessen.targets.cost import Cost, Goal, bytes_of, parameters
@@ -243,9 +244,8 @@ def _view(unit: Unit, tensors: Mapping[str, Tensor]) -> View:
 
 
 def _caller(model: nn.Module, example: Any) -> Callable[[], Any]:
-    if isinstance(example, Mapping):
-        return lambda: model(**example)
-    return (lambda: model(*example)) if isinstance(example, list | tuple) else (lambda: model(example))
+    args, kwargs = arguments(example)
+    return lambda: model(*args, **kwargs)
 
 
 def _goal(
@@ -307,9 +307,10 @@ def _runs(model: nn.Module, example: Any) -> None:
         with torch.no_grad(), evaluating(model):
             _caller(model, example)()
     except Exception as error:
-        reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
         remedy = "freeze the module that the message speaks of: lessen.trace(model, example, freeze=[...])"
-        raise LessenError(type(model).__name__, got=f"after pruning, {reason}", wanted="a model that runs", remedy=remedy) from error
+        raise LessenError(
+            type(model).__name__, got=f"after pruning, {one_line(error)}", wanted="a model that runs", remedy=remedy
+        ) from error
 
 
 def _sizes(model: nn.Module) -> dict[str, float]:

@@ -7,7 +7,7 @@ from torch import nn
 
 from lessen.core.event import Event, Listener
 from lessen.core.unit import Unit
-from lessen.errors import LessenError
+from lessen.errors import LessenError, one_line
 from lessen.stats import curvature, gradients, inputs, routed
 from lessen.stats.gradients import Collecting, Gradient
 from lessen.stats.objectives import Objective, default_objective
@@ -71,9 +71,8 @@ def survey(
             for unit, stats in zip(units, found, strict=True):
                 stats.update(measured.values[unit.name])
     except (TypeError, ValueError, RuntimeError, IndexError, KeyError) as error:
-        reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
         remedy = "try one batch by hand: the model (and losses=) must take it"
-        raise LessenError("batches", got=reason, wanted="batches that the model takes", remedy=remedy) from error
+        raise LessenError("batches", got=one_line(error), wanted="batches that the model takes", remedy=remedy) from error
     finally:
         for module, training in modes:
             module.training = training

@@ -20,7 +20,9 @@ from torch.utils.weak import WeakIdKeyDictionary
 from lessen.core.apply import apply
 from lessen.core.edit import Edit
 from lessen.core.sizes import refresh
-from lessen.errors import LessenError
+from lessen.errors import LessenError, one_line
+from lessen.structure.example import arguments, mapped
+from lessen.structure.watch import tensors_in
 
 TOLERANCE = 1e-6
 """Of the largest output: float64 rounding of two orders of summation stays below 1e-9; a wrong slice is of order one."""
@@ -128,15 +130,7 @@ def cut_sizes(before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> set[
 
 def answers(out: Any) -> Iterator[Tensor]:
     """Floating-point tensors of an answer, in order."""
-    if isinstance(out, Tensor):
-        if out.is_floating_point():
-            yield out
-    elif isinstance(out, Mapping):
-        for value in out.values():
-            yield from answers(value)
-    elif isinstance(out, list | tuple):
-        for value in out:
-            yield from answers(value)
+    return (tensor for tensor in tensors_in(out) if tensor.is_floating_point())
 
 
 def check(model: nn.Module, edits: Sequence[Edit], inputs: Any, tolerance: float = TOLERANCE) -> nn.Module:
@@ -205,23 +199,15 @@ def _still_tied(model: nn.Module, smaller: nn.Module) -> None:
 def _run(model: nn.Module, inputs: Any, mode: TorchDispatchMode | None, where: str) -> list[Tensor]:
     from contextlib import nullcontext
 
-    widened = _widened(inputs)
-    args, kwargs = (
-        ((), widened) if isinstance(widened, Mapping) else ((tuple(widened) if isinstance(widened, list | tuple) else (widened,)), {})
-    )
+    args, kwargs = arguments(mapped(inputs, _widened))
     try:
         with torch.no_grad(), torch.random.fork_rng(devices=[]), mode or nullcontext():
             torch.manual_seed(0)
             return list(answers(model(*args, **kwargs)))
     except Exception as error:
-        reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
         remedy = "a number that a module keeps is out of date: freeze the module that the message speaks of"
-        raise LessenError(where, got=f"after the cut, {reason}", wanted="a model that runs", remedy=remedy) from error
+        raise LessenError(where, got=f"after the cut, {one_line(error)}", wanted="a model that runs", remedy=remedy) from error
 
 
-def _widened(value: Any) -> Any:
-    if isinstance(value, Tensor):
-        return value.double() if value.is_floating_point() else value
-    if isinstance(value, Mapping):
-        return {k: _widened(v) for k, v in value.items()}
-    return type(value)(_widened(v) for v in value) if type(value) in (list, tuple) else value
+def _widened(tensor: Tensor) -> Tensor:
+    return tensor.double() if tensor.is_floating_point() else tensor

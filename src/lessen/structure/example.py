@@ -1,14 +1,14 @@
-"""An example to trace a model with, for those who only name a model: its own, or one that its configuration tells.
+"""Examples to call a model with, and one to trace it with for those who only name a model: its own, or one that its configuration tells.
 
 A model may carry an attribute `example_inputs`: a tensor, a tuple of arguments or a dictionary of keyword arguments, or a function that
 returns one. Else a configuration with a vocabulary means token ids, and one with an image size an image.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from lessen.errors import UsageError
 
@@ -45,3 +45,25 @@ def example_of(model: nn.Module, label: str = "model") -> Any:
         wanted="an attribute example_inputs: a tensor, a tuple of arguments or a dictionary of keyword arguments",
         remedy="set model.example_inputs in the factory, or call lessen.trace(model, example_inputs) from Python",
     )
+
+
+def arguments(example: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """How a module is called with an example: positional and keyword arguments.
+
+    >>> arguments((1, 2)), arguments({"x": 1}), arguments(1)
+    (((1, 2), {}), ((), {'x': 1}), ((1,), {}))
+    """
+    if isinstance(example, Mapping):
+        return (), dict(example)
+    return (tuple(example), {}) if isinstance(example, list | tuple) else ((example,), {})
+
+
+def mapped(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
+    """Nested tuples, lists and mappings with every tensor changed."""
+    if isinstance(value, Tensor):
+        return change(value)
+    if isinstance(value, Mapping):
+        return {k: mapped(v, change) for k, v in value.items()}
+    if type(value) in (list, tuple):
+        return type(value)(mapped(v, change) for v in value)
+    return value

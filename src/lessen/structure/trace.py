@@ -30,9 +30,11 @@ from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicO
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from lessen.core.unit import Slice, Unit
-from lessen.errors import LessenError, UsageError, nearest
+from lessen.errors import LessenError, UsageError, nearest, one_line
+from lessen.structure.agree import agree
 from lessen.structure.axes import Axis, describe, find, leaves
 from lessen.structure.couple import couple, experts, layers, vocabulary
+from lessen.structure.example import arguments, mapped
 from lessen.structure.rules import Rule
 from lessen.structure.sizes import remembered
 from lessen.structure.watch import Site, Watch, tensors_in
@@ -146,6 +148,7 @@ def trace(
             raise
         watch, dims, used = watched(fake=False)
         watch.notes[f"traced with real weights, since without values there was {error.got}"] = None
+    agree(watch.axes, watch.sites)
     live = {name: axes for name, axes in dims.items() if name in used}
     units, names = couple(watch.axes, live)
     packed, of_experts = experts(live)
@@ -185,12 +188,6 @@ def _wants_fake(model: nn.Module) -> bool:
     return any(p.is_meta for p in own) or sum(p.numel() for p in own) > FAKE_ABOVE
 
 
-def _arguments(example: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    if isinstance(example, Mapping):
-        return (), dict(example)
-    return (tuple(example), {}) if isinstance(example, list | tuple) else ((example,), {})
-
-
 def _check_freeze(freeze: Sequence[str], known: Sequence[str]) -> None:
     for name in freeze:
         if name not in known:
@@ -199,18 +196,18 @@ def _check_freeze(freeze: Sequence[str], known: Sequence[str]) -> None:
 
 def _run(model: nn.Module, watch: Watch, tensors: Mapping[str, Tensor], example: Any, fake: bool) -> tuple[dict[str, list[Axis]], set[str]]:
     """Forward passes. Returns the axes of every parameter and buffer, and the names of those that took part."""
-    args, kwargs = _arguments(example)
+    args, kwargs = arguments(example)
     with ExitStack() as stack:
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.no_grad())
         if fake:
             mode = stack.enter_context(FakeTensorMode(allow_non_fake_inputs=True))
             stand_ins = {name: _fake(mode, tensor.detach()) for name, tensor in tensors.items()}
-            examples = [(_map(args, lambda t: _fake(mode, t)), _map(kwargs, lambda t: _fake(mode, t)))]
+            examples = [(mapped(args, lambda t: _fake(mode, t)), mapped(kwargs, lambda t: _fake(mode, t)))]
             call = lambda a, k: torch.func.functional_call(model, dict(stand_ins), a, k)  # noqa: E731
         else:
             stand_ins, call = dict(tensors), lambda a, k: model(*a, **k)
-            examples = [(_map(args, torch.clone), _map(kwargs, torch.clone)), (_map(args, _other), _map(kwargs, _other))]
+            examples = [(mapped(args, torch.clone), mapped(kwargs, torch.clone)), (mapped(args, _other), mapped(kwargs, _other))]
         dims = {name: [watch.axes.leaf(n) for n in t.shape] for name, t in stand_ins.items()}
         for name, tensor in stand_ins.items():
             watch.name(tensor, dims[name], static=True)
@@ -291,9 +288,8 @@ def _call(model: nn.Module, watch: Watch, call: Callable[[], Any]) -> Any:
             remedy="trace a small copy of the model with real weights on the CPU",
         ) from error
     except Exception as error:
-        reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
         remedy = "call the model with this example yourself; it must run in evaluation mode"
-        raise LessenError(watch.failed or where, got=reason, wanted="a model that runs on its example", remedy=remedy) from error
+        raise LessenError(watch.failed or where, got=one_line(error), wanted="a model that runs on its example", remedy=remedy) from error
 
 
 def _fake(mode: FakeTensorMode, tensor: Tensor) -> Tensor:
@@ -302,17 +298,6 @@ def _fake(mode: FakeTensorMode, tensor: Tensor) -> Tensor:
         return mode.from_tensor(tensor)
     with mode:
         return torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="cpu")
-
-
-def _map(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
-    """Nested tuples, lists and mappings with every tensor changed."""
-    if isinstance(value, Tensor):
-        return change(value)
-    if isinstance(value, Mapping):
-        return {k: _map(v, change) for k, v in value.items()}
-    if type(value) in (list, tuple):
-        return type(value)(_map(v, change) for v in value)
-    return value
 
 
 def _answers(out: Any) -> Iterator[tuple[str, Tensor]]:
