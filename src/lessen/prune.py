@@ -9,7 +9,6 @@
 import copy
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from statistics import median
 from typing import Any
@@ -20,6 +19,7 @@ from torch import Tensor, nn
 from lessen.core.apply import apply
 from lessen.core.edit import Drop, Edit, Keep, Resize
 from lessen.core.event import Event, Listener
+from lessen.core.modules import evaluating
 from lessen.core.record import Record
 from lessen.core.unit import Unit, View
 from lessen.engine.survey import record
@@ -289,18 +289,6 @@ def _cost(model: nn.Module, call: Callable[[], Any], units: Sequence[Unit], coun
                 return Latency(model, call, units, Table(first.device, first.dtype))
 
 
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode for the while, and afterwards every module in the mode that it was in."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training
-
-
 def _runs(model: nn.Module, example: Any) -> None:
     """Run the smaller model once."""
     try:
@@ -321,7 +309,7 @@ def _sizes(model: nn.Module) -> dict[str, float]:
 def _timed(model: nn.Module, smaller: nn.Module, example: Any, before: dict[str, float], after: dict[str, float]) -> list[str]:
     """Measure a forward of both, taking turns; a plain word if nothing was won."""
     device = next(model.parameters()).device
-    with evaluating(model), evaluating(smaller):
+    with evaluating(model, smaller):
         both = [(measured(_caller(model, example), device), measured(_caller(smaller, example), device)) for _ in range(3)]
     before["milliseconds"], after["milliseconds"] = (median(times) for times in zip(*both, strict=True))
     dense, now = before["milliseconds"], after["milliseconds"]

@@ -5,8 +5,8 @@ from contextlib import contextmanager, suppress
 
 import torch
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
 
+from lessen.core.modules import heard
 from lessen.core.unit import Unit
 from lessen.models.stream import Stream
 from lessen.stats.accumulators import Accumulator
@@ -38,20 +38,14 @@ def inputs_of(block: nn.Module, modules: Mapping[str, str], stop: bool = False) 
     With `stop`, the forward is ended by `_Heard` when the last of them has been seen.
     """
     seen: dict[str, Tensor] = {}
-    handles: list[RemovableHandle] = []
-    for key, path in modules.items():
 
-        def note(_: nn.Module, args: tuple[Tensor, ...], key: str = key) -> None:
-            seen[key] = args[0]
-            if stop and len(seen) == len(modules):
-                raise _Heard
+    def hear(key: str, args: tuple[Tensor, ...], _: None) -> None:
+        seen[key] = args[0]
+        if stop and len(seen) == len(modules):
+            raise _Heard
 
-        handles.append(block.get_submodule(path).register_forward_pre_hook(note))
-    try:
+    with heard({key: block.get_submodule(path) for key, path in modules.items()}, hear, before=True):
         yield seen
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 class Inputs:

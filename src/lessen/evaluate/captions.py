@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from lessen.core.modules import evaluating
 from lessen.errors import LessenError
 
 IGNORED = -100
@@ -34,7 +35,7 @@ def captions(model: nn.Module, samples: Sequence[Sample], batch: int = 16) -> di
         LessenError: there is nothing to score.
     """
     total = right = tokens = 0.0
-    with torch.no_grad(), _judging(model):
+    with torch.no_grad(), evaluating(model):
         for start in range(0, len(samples), batch):
             part = samples[start : start + batch]
             labels = torch.stack([sample["labels"] for sample in part])[:, 1:]
@@ -58,7 +59,7 @@ def retrieval(model: nn.Module, samples: Sequence[Sample], at: Sequence[int] = (
         at: how many pictures may be named.
     """
     pictures = torch.stack([sample["pixel_values"] for sample in samples])
-    with torch.no_grad(), _judging(model):
+    with torch.no_grad(), evaluating(model):
         look: Any = getattr(model, "cells", None)
         if look is not None and pictures.dim() == 4:
             pictures = torch.cat([look(part) for part in pictures.split(16)])
@@ -90,18 +91,3 @@ def _rank(likelihoods: Tensor, right: int) -> int:
 def _logits(model: nn.Module, pictures: Tensor, ids: Tensor) -> Tensor:
     output: Any = model(pixel_values=pictures, input_ids=ids)
     return getattr(output, "logits", output)
-
-
-class _judging:
-    """Evaluation mode for the while."""
-
-    def __init__(self, model: nn.Module):
-        self.modes = [(module, module.training) for module in model.modules()]
-        self.model = model
-
-    def __enter__(self) -> None:
-        self.model.eval()
-
-    def __exit__(self, *_: object) -> None:
-        for module, training in self.modes:
-            module.training = training

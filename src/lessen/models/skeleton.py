@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from lessen.core.modules import block_lists
 from lessen.errors import LessenError, UsageError, nearest
 
 if TYPE_CHECKING:
@@ -133,10 +134,7 @@ def blocks_of(model: nn.Module) -> tuple[str, nn.ModuleList]:
     >>> blocks_of(nn.Sequential(nn.Linear(2, 2), nn.ModuleList([nn.Linear(4, 4)])))[0]
     '1'
     """
-    lists: dict[str, nn.ModuleList] = {}
-    for path, module in model.named_modules():
-        if isinstance(module, nn.ModuleList) and not any(path.startswith(f"{outer}.") for outer in lists):
-            lists[path] = module
+    lists = block_lists(model)
     if not lists:
         raise LessenError(type(model).__name__, got="no ModuleList", wanted="decoder blocks in a ModuleList")
     return max(lists.items(), key=lambda item: sum(p.numel() for p in item[1].parameters()))

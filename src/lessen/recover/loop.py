@@ -17,8 +17,8 @@ from typing import Any
 from torch import nn
 
 from lessen.core.event import Listener
+from lessen.core.modules import as_it_was
 from lessen.errors import UsageError, nearest
-from lessen.recover.modules import as_they_were
 from lessen.recover.objective import Call, call
 from lessen.recover.options import Options
 from lessen.recover.order import fingerprint
@@ -96,7 +96,7 @@ def recover(
         options = Options(**settings)
     phases = [options] if isinstance(options, Options) else list(options)
     device = next(student.parameters()).device
-    with joined(device) as ranks, as_they_were(student, teacher):
+    with joined(device) as ranks, as_it_was(*filter(None, (student, teacher))):
         _check(phases, data, ranks)
         work = None if work is None or not ranks.first else Path(work)
         session = Session(student, teacher, data, heldout, run, ranks, on_event, device)

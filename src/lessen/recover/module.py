@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 from lessen.core.edit import Edit, Replace
 from lessen.core.event import Event, Listener
+from lessen.core.modules import evaluating, heard
 from lessen.errors import LessenError
 from lessen.recover.kept import Left, left
 from lessen.recover.objective import Call, call, samples
@@ -60,23 +61,18 @@ def compensate(
         `Replace` edits for `lessen.apply(student, ...)`.
     """
     working = copy.deepcopy(student).eval()
-    was_training = dense.training
-    dense.eval()
     shapes = {name: tuple(p.shape) for name, p in dense.named_parameters()}
     cut = [_Layer(name.removesuffix(".weight"), found) for name, found in left(shapes, edits).items() if _fits(working, name, found)]
     batches = [collate(data, range(start, min(start + batch, len(data)))) for start in range(0, len(data), batch)]
     made: list[Edit] = []
-    try:
-        with torch.no_grad():
-            for number, layer in enumerate(_ordered(working, cut, batches[0], run)):
-                module = working.get_submodule(layer.name)
-                weight = _fit(module, layer, working, dense, batches, damping, run)
-                module.weight = nn.Parameter(weight, requires_grad=False)
-                made.append(Replace(f"{layer.name}.weight", weight))
-                if on_event:
-                    on_event(Event("compensate", number + 1, len(cut), layer.name))
-    finally:
-        dense.train(was_training)
+    with torch.no_grad(), evaluating(dense):
+        for number, layer in enumerate(_ordered(working, cut, batches[0], run)):
+            module = working.get_submodule(layer.name)
+            weight = _fit(module, layer, working, dense, batches, damping, run)
+            module.weight = nn.Parameter(weight, requires_grad=False)
+            made.append(Replace(f"{layer.name}.weight", weight))
+            if on_event:
+                on_event(Event("compensate", number + 1, len(cut), layer.name))
     return made
 
 
@@ -91,12 +87,8 @@ def _fits(model: nn.Module, name: str, found: Left) -> bool:
 def _ordered(model: nn.Module, layers: Sequence[_Layer], batch: Any, run: Call) -> list[_Layer]:
     """Layers in the order in which the model calls them; those it never calls are left out."""
     order: list[str] = []
-    handles = [
-        model.get_submodule(layer.name).register_forward_hook(lambda _, __, ___, name=layer.name: order.append(name)) for layer in layers
-    ]
-    run(model, batch)
-    for handle in handles:
-        handle.remove()
+    with heard({layer.name: model.get_submodule(layer.name) for layer in layers}, lambda name, *_: order.append(name)):
+        run(model, batch)
     by_name = {layer.name: layer for layer in layers}
     return [by_name[name] for name in dict.fromkeys(order)]
 
@@ -108,14 +100,8 @@ def _fit(
     inputs: list[Tensor] = []
     outputs: list[Tensor] = []
 
-    def heard(_: nn.Module, args: tuple[Tensor, ...]) -> None:
-        inputs.append(args[0])
-
-    def answered(_: nn.Module, __: Any, output: Tensor) -> None:
-        outputs.append(output)
-
-    handles = [module.register_forward_pre_hook(heard), dense.get_submodule(layer.place).register_forward_hook(answered)]
-    try:
+    listening = heard({layer.name: module}, lambda _, args, __: inputs.append(args[0]), before=True)
+    with listening, heard({layer.place: dense.get_submodule(layer.place)}, lambda _, __, output: outputs.append(output)):
         for batch in batches:
             run(student, batch)
             run(dense, batch)
@@ -126,9 +112,6 @@ def _fit(
                 sums.update(*_rows(module, x, y, layer.left.axes[0]))
             inputs.clear()
             outputs.clear()
-    finally:
-        for handle in handles:
-            handle.remove()
     weight: Any = module.weight
     bias: Any = module.bias
     return sums.solve(weight.flatten(1), damping, bias).to(weight).view_as(weight)

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from lessen.core.modules import block_lists
 from lessen.errors import UsageError
 
 
@@ -51,22 +52,6 @@ def training_modes(student: nn.Module, teacher: nn.Module | None, norms: bool) -
 
 
 @contextmanager
-def as_they_were(student: nn.Module, teacher: nn.Module | None) -> Iterator[None]:
-    """Training flags, gradients and modes are put back afterwards."""
-    models = [m for m in (student, teacher) if m is not None]
-    modes = [(module, module.training) for model in models for module in model.modules()]
-    flags = [(p, p.requires_grad) for p in student.parameters()]
-    try:
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training
-        for parameter, flag in flags:
-            parameter.requires_grad_(flag)
-            parameter.grad = None
-
-
-@contextmanager
 def seeded(seed: int) -> Iterator[None]:
     """Randomness inside models from this seed, and the global state as it was afterwards."""
     with torch.random.fork_rng():
@@ -82,6 +67,4 @@ def bare(model: nn.Module) -> nn.Module:
 
 def repeated(model: nn.Module) -> list[nn.Module]:
     """The repeated parts of a model: what its outermost module lists hold."""
-    lists = [(name, m) for name, m in model.named_modules() if isinstance(m, nn.ModuleList)]
-    outer = [m for name, m in lists if not any(name.startswith(f"{other}.") for other, _ in lists)]
-    return [block for blocks in outer for block in blocks]
+    return [block for blocks in block_lists(model).values() for block in blocks]

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lessen.core.modules import heard
 from lessen.errors import LessenError, UsageError, nearest
 from lessen.recover.head import Head, per_piece
 from lessen.recover.losses import IGNORED, Loss, OnFeatures, OnLogits, OnOutput
@@ -192,17 +193,12 @@ def outputs_of(model: nn.Module, modules: Sequence[str]) -> Iterator[dict[str, T
     """
     seen: dict[str, Tensor] = {}
     parts = dict(model.named_modules())
-    handles = []
-    try:
-        for name in dict.fromkeys(modules):
-            if name not in parts:
-                raise UsageError(name, got="no such module", wanted=f"one of {type(model).__name__}", remedy=nearest(name, parts)[:200])
+    for name in modules:
+        if name not in parts:
+            raise UsageError(name, got="no such module", wanted=f"one of {type(model).__name__}", remedy=nearest(name, parts)[:200])
 
-            def note(_: nn.Module, __: Any, output: Any, name: str = name) -> None:
-                seen[name] = output if isinstance(output, Tensor) else output[0]
+    def hear(name: str, _: Any, output: Any) -> None:
+        seen[name] = output if isinstance(output, Tensor) else output[0]
 
-            handles.append(parts[name].register_forward_hook(note))
+    with heard({name: parts[name] for name in modules}, hear):
         yield seen
-    finally:
-        for handle in handles:
-            handle.remove()

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from lessen.core.edit import Drop, Edit, Replace
 from lessen.core.event import Event, Listener
+from lessen.core.modules import heard
 from lessen.errors import UsageError
 from lessen.models.checkpoint import Checkpoint
 from lessen.models.edited import Edited
@@ -164,18 +165,12 @@ class _Walk:
 def _calls(block: nn.Module, names: Sequence[str]) -> Iterator[dict[str, tuple[Tensor, Tensor]]]:
     """While the block runs, input and output of each named submodule."""
     seen: dict[str, tuple[Tensor, Tensor]] = {}
-    handles = []
-    for name in names:
 
-        def note(_: nn.Module, args: tuple[Tensor, ...], output: Tensor, name: str = name) -> None:
-            seen[name] = args[0], output
+    def hear(name: str, args: tuple[Tensor, ...], output: Tensor) -> None:
+        seen[name] = args[0], output
 
-        handles.append(block.get_submodule(name).register_forward_hook(note))
-    try:
+    with heard({name: block.get_submodule(name) for name in names}, hear):
         yield seen
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def _origins(edits: Sequence[Edit], stream: Stream) -> list[int]:

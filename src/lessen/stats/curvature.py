@@ -15,10 +15,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lessen.core.modules import as_it_was
 from lessen.core.unit import Unit
 from lessen.errors import LessenError
 from lessen.stats.accumulators import Gram
-from lessen.stats.gradients import Collecting, Gradient, as_it_was
+from lessen.stats.gradients import Collecting, Gradient
 from lessen.stats.inputs import Read
 from lessen.stats.objectives import default_objective, named
 from lessen.stats.readers import Reader, readers

@@ -26,6 +26,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from lessen.core.modules import as_it_was, block_lists
 from lessen.core.unit import Slice, Unit, View
 from lessen.errors import LessenError
 from lessen.stats.objectives import Objective, TokenFilter, default_objective, named
@@ -236,28 +237,10 @@ def _is_matrix(tensor: Tensor) -> bool:
 
 
 @contextmanager
-def as_it_was(model: nn.Module) -> Iterator[None]:
-    """Give parameters their flags and gradients back."""
-    before = [(p, p.requires_grad, p.grad) for p in model.parameters()]
-    for parameter, _, _ in before:
-        parameter.grad = None
-    try:
-        yield
-    finally:
-        for parameter, wanted, gradient in before:
-            parameter.requires_grad_(wanted)
-            parameter.grad = gradient
-
-
-@contextmanager
 def _recomputing(model: nn.Module, wanted: bool) -> Iterator[None]:
     """Checkpoint the members of every outermost `ModuleList` that have a forward of their own."""
-    lists: list[str] = []
-    blocks: list[nn.Module] = []
-    for path, module in model.named_modules():
-        if wanted and isinstance(module, nn.ModuleList) and not any(path.startswith(f"{outer}.") for outer in lists):
-            lists.append(path)
-            blocks += [block for block in module if not isinstance(block, nn.ModuleList | nn.ModuleDict)]
+    lists = block_lists(model).values() if wanted else ()
+    blocks = [block for blocks in lists for block in blocks if not isinstance(block, nn.ModuleList | nn.ModuleDict)]
     # What is computed again would be appended to a cache of keys and values again.
     configs: dict[int, Any] = {id(c): c for m in model.modules() if getattr(c := getattr(m, "config", None), "use_cache", None) is True}
     shadowed = [(block, block.__dict__.get("forward")) for block in blocks]

@@ -6,6 +6,7 @@ from typing import Any
 from torch import nn
 
 from lessen.core.event import Event, Listener
+from lessen.core.modules import evaluating
 from lessen.core.unit import Unit
 from lessen.errors import LessenError, one_line
 from lessen.stats import curvature, gradients, inputs, routed
@@ -52,30 +53,26 @@ def survey(
 
     found: list[dict[type, Any]] = [{} for _ in units]
     tasks: tuple[str, ...] = ()
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
     try:
-        if by_input:
-            objective = how.objective or default_objective
-            seen = _forward(model, units, by_input, batches, objective, tick)
-            for unit, stats in zip(units, found, strict=True):
-                stats.update(seen[unit.name])
-            offset = len(batches)
-        if curvature.OutputFisher in by_gradient:
-            factored = curvature.collect(model, units, batches, how, tick)
-            for unit, stats in zip(units, found, strict=True):
-                stats.update(factored[unit.name])
-        elif by_gradient:
-            measured = gradients.collect(model, units, by_gradient, batches, how, tick)
-            tasks = measured.tasks
-            for unit, stats in zip(units, found, strict=True):
-                stats.update(measured.values[unit.name])
+        with evaluating(model):
+            if by_input:
+                objective = how.objective or default_objective
+                seen = _forward(model, units, by_input, batches, objective, tick)
+                for unit, stats in zip(units, found, strict=True):
+                    stats.update(seen[unit.name])
+                offset = len(batches)
+            if curvature.OutputFisher in by_gradient:
+                factored = curvature.collect(model, units, batches, how, tick)
+                for unit, stats in zip(units, found, strict=True):
+                    stats.update(factored[unit.name])
+            elif by_gradient:
+                measured = gradients.collect(model, units, by_gradient, batches, how, tick)
+                tasks = measured.tasks
+                for unit, stats in zip(units, found, strict=True):
+                    stats.update(measured.values[unit.name])
     except (TypeError, ValueError, RuntimeError, IndexError, KeyError) as error:
         remedy = "try one batch by hand: the model (and losses=) must take it"
         raise LessenError("batches", got=one_line(error), wanted="batches that the model takes", remedy=remedy) from error
-    finally:
-        for module, training in modes:
-            module.training = training
     return found, tasks
 
 

@@ -1,0 +1,84 @@
+"""What is borrowed of a plain module and given back: its mode, its gradients, an ear at its parts; and where its blocks lie."""
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from torch import nn
+
+Hear = Callable[[str, tuple[Any, ...], Any], None]
+"""Called with the name of a module, the positional arguments of a call, and what it returned (None before it ran)."""
+
+
+@contextmanager
+def evaluating(*models: nn.Module) -> Iterator[None]:
+    """Evaluation mode for the while, and afterwards every module in the mode that it was in."""
+    modes = _modes(models)
+    try:
+        for model in models:
+            model.eval()
+        yield
+    finally:
+        _give_back(modes)
+
+
+@contextmanager
+def as_it_was(*models: nn.Module) -> Iterator[None]:
+    """No gradients at first; afterwards modes, gradients and `requires_grad` flags are what they were."""
+    modes = _modes(models)
+    before = [(p, p.requires_grad, p.grad) for model in models for p in model.parameters()]
+    try:
+        for parameter, _, _ in before:
+            parameter.grad = None
+        yield
+    finally:
+        _give_back(modes)
+        for parameter, wanted, gradient in before:
+            parameter.requires_grad_(wanted)
+            parameter.grad = gradient
+
+
+def _modes(models: tuple[nn.Module, ...]) -> list[tuple[nn.Module, bool]]:
+    return [(module, module.training) for model in models for module in model.modules()]
+
+
+def _give_back(modes: list[tuple[nn.Module, bool]]) -> None:
+    for module, training in modes:
+        module.training = training
+
+
+@contextmanager
+def heard(modules: Mapping[str, nn.Module], hear: Hear, before: bool = False) -> Iterator[None]:
+    """For the while, every call of the modules is told; with `before`, before it runs.
+
+    >>> import torch
+    >>> relu = nn.ReLU()
+    >>> with heard({"first": relu}, lambda name, args, output: print(name, args, output)):
+    ...     _ = relu(torch.tensor(-1))
+    first (tensor(-1),) tensor(0)
+    """
+    handles = []
+    try:
+        for name, module in modules.items():
+
+            def note(_: nn.Module, args: tuple[Any, ...], output: Any = None, name: str = name) -> None:
+                hear(name, args, output)
+
+            handles.append(module.register_forward_pre_hook(note) if before else module.register_forward_hook(note))
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def block_lists(model: nn.Module) -> dict[str, nn.ModuleList]:
+    """Lists of blocks by their paths: every `ModuleList` that lies in no other.
+
+    >>> list(block_lists(nn.Sequential(nn.ReLU(), nn.ModuleList([nn.ModuleList([nn.ReLU()])]))))
+    ['1']
+    """
+    lists: dict[str, nn.ModuleList] = {}
+    for path, module in model.named_modules():
+        if isinstance(module, nn.ModuleList) and not any(path.startswith(f"{outer}.") for outer in lists):
+            lists[path] = module
+    return lists
