@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from lessen import open_checkpoint
+from lessen.compress import compress
 from lessen.engine import dial as dials
 from lessen.engine.quantize import candidates
 from lessen.errors import UsageError
@@ -47,7 +48,7 @@ def test_nothing_is_paid_for_bits_that_no_file_saves(model):
     for to in range(60, 130):
         wish = Dial("bytes", to * 1e3)
         try:
-            methods, _ = dials.solve(source, wish, price)
+            methods = dials.solve(source, wish, price).methods
         except UsageError:
             continue
         table, linear = methods[0], candidates(methods[-1])[0]
@@ -94,6 +95,63 @@ def test_a_wish_below_the_containers_is_refused_with_the_least_that_is_enough(mo
     assert chosen(model, alone[1], exports=())[0] == 2
     with pytest.raises(UsageError):
         settled(model, Request(to=alone[1], exports=("gguf",)))
+
+
+def test_a_usual_container_that_cannot_meet_a_wish_is_left_out_aloud_and_a_named_one_insists(model, tmp_path):
+    below = f"{float(_least(model, 'gguf')[:-2]) - 2}kB"
+    found = settled(model, Request(to=below))
+    assert "gguf" in found.left_out
+    assert any(re.match(r"gguf is left out: its weights take [\d.]+kB at the least", note) for note in found.notes)
+    with pytest.raises(UsageError, match="below which gguf weights"):
+        settled(model, Request(to=below, exports=("gguf", "onnx")))
+    compress(model, tmp_path / "out", to=below, evaluate=False, prove=False, calibration=torch.randint(0, 384, (6, 32)), written=0)
+    assert not (tmp_path / "out" / "gguf").exists()
+    assert (tmp_path / "out" / "model.safetensors").stat().st_size <= float(below[:-2]) * 1e3 + 28_000  # headers, as above
+
+
+def test_no_container_is_worth_two_bits(model):
+    """GGUF spends 4.5 bits on 2, ONNX 2.5: where the directory alone has room for a third, it is taken."""
+    source = open_checkpoint(model)
+    for to in range(50, 130):
+        try:
+            choice = dials.solve(source, Dial("bytes", to * 1e3), pricing(source, None), ("gguf", "onnx"))
+        except UsageError:
+            continue
+        if candidates(choice.methods[-1])[0].bits == 2:
+            assert any(note.startswith("2 bits without training spoil most models") for note in choice.notes)
+            with pytest.raises(UsageError):
+                dials.solve(source, Dial("bytes", to * 1e3), _three_bits(source))
+        else:
+            assert not any("spoil" in note for note in choice.notes)
+
+
+def _least(model, *exports):
+    """The least size that is enough, in the words of the refusal."""
+    with pytest.raises(UsageError) as refused:
+        settled(model, Request(to="1kB", exports=exports))
+    found = re.search(r"at least ([\d.]+kB)", str(refused.value))
+    assert found
+    return found[1]
+
+
+def _three_bits(source):
+    """The directory's prices, two bits left out."""
+    price = pricing(source, ())
+    return lambda layout: {"huggingface": float("inf")} if layout[0] == 2 else price(layout)
+
+
+def test_groups_that_only_transformers_reads_are_a_last_resort(tmp_path):
+    torch.manual_seed(0)
+    llama(hidden_size=192, intermediate_size=384, tied=True).save_pretrained(tmp_path / "model")  # pyright: ignore[reportCallIssue]
+    held = {chosen(tmp_path / "model", f"{to}kB", exports=())[1] for to in (700, 500, 460)}
+    assert held <= {32, 64}
+    assert chosen(tmp_path / "model", _least_of_three(tmp_path / "model"), exports=())[:2] == (3, None)
+
+
+def _least_of_three(model):
+    """Where three bits begin, in the words of the note."""
+    notes = settled(model, Request(to=_least(model), exports=())).notes
+    return next(found[1] for note in notes if (found := re.search(r"begin at --to ([\d.]+kB)", note)))
 
 
 def test_tables_that_stay_as_they_are_are_counted_so(model):

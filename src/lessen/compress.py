@@ -37,6 +37,7 @@ from lessen.evaluate.language import prepare as prepare_reference
 from lessen.evaluate.speed import Workload, usable_processors
 from lessen.export import EXPORTERS, export
 from lessen.export.parity import random_probe, too_large
+from lessen.export.price import USUAL
 from lessen.foresee import PLACES
 from lessen.formats import spec
 from lessen.models import open_checkpoint
@@ -45,8 +46,6 @@ from lessen.recipe import Dial, to_json
 from lessen.report import html, model_card
 from lessen.report.text import size as in_words
 from lessen.stats import data
-
-DEFAULT_EXPORTS = ("gguf", "onnx")
 
 
 @strict(jobs.Request)
@@ -71,7 +70,7 @@ def compress(
     Args:
         ref: a Hugging Face directory, a GGUF file, `package.module:factory`, `smollm2-135m`, or a module.
         out: directory to make; it appears only when everything in it is complete.
-        exports: further formats; None takes GGUF and ONNX where the result fits them.
+        exports: further formats; None takes GGUF and ONNX where the result fits them, and where they can meet the size asked for.
         evaluation: held-out text files, or token windows by name; None takes the built-in texts, one near the built-in
             calibration text and one far from it.
         evaluate: measure quality and speed.
@@ -139,10 +138,11 @@ class _Wanted:
     evaluate: bool
     prove: bool
     threads: int | None
+    left_out: Sequence[str] = ()
 
     @property
     def formats(self) -> Sequence[str]:
-        return DEFAULT_EXPORTS if self.exports is None else self.exports
+        return [name for name in USUAL if name not in self.left_out] if self.exports is None else self.exports
 
 
 @dataclass
@@ -167,6 +167,7 @@ class _Making:
 def _run(ref: Any, asked: "jobs.Request", wanted: _Wanted, evaluation: Any, begun: str | Path | None, on_event: Listener | None) -> Run:
     """Refuse what must be refused, decide, write, measure, report, and only then put the directory in place."""
     found = jobs.settled(ref, asked)
+    wanted = replace(wanted, left_out=found.left_out)
     foresee.result(found, wanted.exports or ())
     foresee.room(found, wanted.exports or (), wanted.out.absolute(), wanted.work)
     jobs.agrees(found, asked, wanted.work)

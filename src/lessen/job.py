@@ -4,7 +4,7 @@ import atexit
 import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +20,7 @@ from lessen.engine.plan import Plan, check, decide, job, journal_at, passes
 from lessen.engine.quantize import Text, candidates
 from lessen.engine.widths import check_widths
 from lessen.errors import UsageError
-from lessen.export.price import pricing
+from lessen.export.price import USUAL, pricing
 from lessen.models import open_checkpoint
 from lessen.models.checkpoint import Checkpoint, stamps
 from lessen.recipe import Dial, Recipe
@@ -73,7 +73,8 @@ class Request:
         seed: of everything random (0).
         written: share of the calibration windows that the model writes itself; see `lessen.calibration.settle`.
         embeddings: also round token table and head, to 8 bits, when the recipe quantizes linears and does not mention them.
-        exports: formats whose files must meet `to`, beside the Hugging Face directory; None: GGUF and ONNX where they know the model.
+        exports: formats whose files must meet `to`, beside the Hugging Face directory; None: GGUF and ONNX where they know the model
+            and can meet it without coarser grids.
     """
 
     recipe: Recipe | Sequence[Any] | None = None
@@ -117,11 +118,13 @@ class Settled:
         source: the model.
         methods: the recipe, in order.
         notes: choices made for the user.
+        left_out: usual exports that cannot meet the size that was asked for.
     """
 
     source: Checkpoint
     methods: list[Any]
     notes: list[str]
+    left_out: tuple[str, ...] = ()
 
     @property
     def looks_at_data(self) -> bool:
@@ -136,9 +139,9 @@ def settled(ref: "str | Path | nn.Module", request: Request) -> Settled:
         UsageError: a grid that does not fit, a size that cannot be reached. LessenError: a model that cannot be read.
     """
     source = open_checkpoint(ref)
-    methods, notes = _methods(source, request)
-    _check_all(source, methods)
-    return Settled(source, methods, notes)
+    choice = _methods(source, request)
+    _check_all(source, choice.methods)
+    return Settled(source, choice.methods, choice.notes, choice.left_out)
 
 
 def agrees(found: Settled, request: Request, work: Path) -> None:
@@ -227,12 +230,13 @@ def plan(
         return prepare(found, asked, folder, on_event).plan(folder, on_event)
 
 
-def _methods(source: Checkpoint, request: Request) -> tuple[list[Any], list[str]]:
+def _methods(source: Checkpoint, request: Request) -> dials.Choice:
     recipe, to, embeddings, exports = request.recipe, request.to, request.embeddings, request.exports
     if recipe is None and to is None:
-        methods, notes = dials.default(source)
+        choice = dials.Choice(*dials.default(source))
     elif recipe is None and to is not None:
-        methods, notes = dials.solve(source, Dial.parse(to) if isinstance(to, str) else to, pricing(source, exports), embeddings)
+        spare = USUAL if exports is None else ()
+        choice = dials.solve(source, Dial.parse(to) if isinstance(to, str) else to, pricing(source, exports), spare, embeddings)
     else:
         methods, notes = list(recipe or ()), []
         kinds = {kind for method in methods for kind in _kinds(method)}
@@ -240,9 +244,10 @@ def _methods(source: Checkpoint, request: Request) -> tuple[list[Any], list[str]
             tables, notes = dials.table_method(source)
             first = next(i for i, method in enumerate(methods) if _kinds(method) & {"linear", "inputs"})
             methods[first:first] = tables
+        choice = dials.Choice(methods, notes)
     if not embeddings:
-        methods = [method for method in methods if "embedding" not in _kinds(method)]
-    return methods, notes
+        choice = replace(choice, methods=[method for method in choice.methods if "embedding" not in _kinds(method)])
+    return choice
 
 
 def _kinds(method: Any) -> set[str]:

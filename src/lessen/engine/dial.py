@@ -4,11 +4,15 @@ Linears and token table get one grid each. The wish is held against the largest 
 codes in 4-bit blocks gains nothing from the third bit. Of all pairs of grids that meet it the one with the least expected damage is
 taken, with the noise of uniform rounding as the measure: a group of g weights spans about 2 sqrt(2 ln g) deviations, so b bits leave a
 relative error of about (2/3) ln(g) 4^-b. The two parts count alike, since an error in either reaches every token.
+
+A container that was asked for by name must meet the wish. A usual one that nobody named is left out, aloud, where it cannot, or where
+only two bits would: rounding to two bits spoils most models. The Hugging Face directory is what remains; alone, it may have groups that
+divide no block of a kernel, at the price of half a bit in the comparison.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
-from itertools import product
+from itertools import combinations, product
 from math import ceil, inf, log, prod
 from typing import TYPE_CHECKING, Any
 
@@ -25,8 +29,10 @@ if TYPE_CHECKING:
 
 GROUPS = (32, 48, 64, 96, 128, 192, 256)  # multiples of 16: what packed containers and kernels take
 HELD = (32, 64, 128)  # what every container holds: GGUF repeats the scale for each 32, kernels for packed weights know no others
+ANY = (*GROUPS, None)
 EMBEDDING_BITS = 8
 DEFAULT_BITS, DEFAULT_GROUP = 4, 32
+_SPOILT = 2  # bits at which rounding alone leaves little of most models
 
 Price = Callable[[Any], dict[str, float]]
 """(bits, group, table bits, table group) -> bytes by container."""
@@ -52,13 +58,29 @@ def default(checkpoint: Checkpoint) -> tuple[list[Any], list[str]]:
     return [*_tables(EMBEDDING_BITS, table_group, tables), candidates(DEFAULT_BITS, group)], notes
 
 
-def solve(checkpoint: Checkpoint, dial: "Dial", price: Price, embeddings: bool = True) -> tuple[list[Any], list[str]]:
+@dataclass(frozen=True)
+class Choice:
+    """A recipe for a wish.
+
+    Attributes:
+        methods: in order.
+        notes: the choices made, as sentences.
+        left_out: containers that nobody named, and that would have spoilt it.
+    """
+
+    methods: list[Any]
+    notes: list[str]
+    left_out: tuple[str, ...] = ()
+
+
+def solve(checkpoint: Checkpoint, dial: "Dial", price: Price, spare: Collection[str] = (), embeddings: bool = True) -> Choice:
     """The recipe with the least expected damage among those whose files all meet a wish.
 
     Args:
         checkpoint: the model.
         dial: the wish.
         price: bytes by container of (bits, group, table bits, table group); infinite where a container cannot hold that.
+        spare: containers that may be left out: those that cannot meet the wish, or only at two bits where the others have more.
         embeddings: False leaves token table and head as they are.
 
     Raises:
@@ -66,21 +88,38 @@ def solve(checkpoint: Checkpoint, dial: "Dial", price: Price, embeddings: bool =
     """
     budget = budget_of(checkpoint, dial)
     linears, tables = _widths(checkpoint)
-    options = sorted(_options(linears, tables if embeddings else set(), price), key=lambda option: (option.damage, option.size_bytes))
-    fit = next((option for option in options if option.size_bytes <= budget), None)
-    if fit is None:
-        raise _unreachable(checkpoint, dial, budget, options)
+    options = _options(linears, tables if embeddings else set(), price)
+    kept = _kept(options, spare)
+    tiers = [_only(files, options) for files in kept]
+    if len(kept[-1]) == 1:
+        tiers[-1] = _only(kept[-1], _options(linears, tables if embeddings else set(), price, ANY))
+    found = [min(fits, key=_merit) for tier in tiers if (fits := [option for option in tier if option.size_bytes <= budget])]
+    if not found:
+        raise _unreachable(checkpoint, dial, budget, tiers[-1], options)
+    fit = next((option for option in found if option.bits > _SPOILT), found[0])
     tabled = f", tables and head {fit.table_bits} bits in groups of {_words(fit.table_group)}" if fit.table_bits < 16 else ""
     files = ", ".join(f"{_bytes(size)} as {name}" for name, size in fit.sizes.items())
     notes = [f"For {_bytes(budget)}: linears {fit.bits} bits in groups of {_words(fit.group)}{tabled}; expected weights: {files}."]
+    left_out = tuple(name for name in kept[0] if name not in fit.sizes)
+    notes += [_why_left_out(name, options, budget) for name in left_out]
+    if fit.bits == _SPOILT:
+        better = min((option.size_bytes for tier in tiers for option in tier if option.bits > _SPOILT), default=inf)
+        notes.append(f"2 bits without training spoil most models: look at the quality first. More begin at --to {_least(better)}.")
     methods = _tables(fit.table_bits, fit.table_group, tables) if fit.table_bits < 16 else []
-    return [*methods, candidates(fit.bits, fit.group)], notes
+    return Choice([*methods, candidates(fit.bits, fit.group)], notes, left_out)
 
 
-def _unreachable(checkpoint: Checkpoint, dial: "Dial", budget: float, options: "list[_Option]") -> UsageError:
+def _why_left_out(name: str, options: "list[_Option]", budget: float) -> str:
+    least = min(option.sizes[name] for option in options)
+    if least > budget:
+        return f"{name} is left out: its weights take {_least(least)} at the least."
+    return f"{name} is left out: within {_bytes(budget)} it holds no more than 2 bits; --export {name} insists."
+
+
+def _unreachable(checkpoint: Checkpoint, dial: "Dial", budget: float, reachable: "list[_Option]", options: "list[_Option]") -> UsageError:
     """What can be reached with all containers that were asked for, and with the Hugging Face directory alone."""
-    least = min(options, key=lambda option: option.size_bytes)
-    alone = min(option.sizes.get("huggingface", inf) for option in options)
+    least = min(reachable, key=lambda option: option.size_bytes)
+    alone = min(option.sizes["huggingface"] for option in options)
     widest = max(least.sizes, key=lambda name: least.sizes[name])
     fewer = f"leave out exports (--export none reaches {_least(alone)}), " if alone < 0.995 * least.size_bytes else ""
     reached = f"{_least(least.size_bytes)} ({_bpw(checkpoint, least.size_bytes) + 0.005:.2f}bpw)"
@@ -117,26 +156,43 @@ class _Option:
         return max(self.sizes.values())
 
 
-def _options(linears: set[int], tables: set[int], price: Price) -> list[_Option]:
+def _merit(option: _Option) -> tuple[float, float]:
+    return option.damage, option.size_bytes
+
+
+def _kept(options: list[_Option], spare: Collection[str]) -> list[tuple[str, ...]]:
+    """The files to write, from all of them to those that may not be left out."""
+    names = tuple(options[0].sizes)
+    spare = [name for name in spare if name in names]
+    gone = [left for count in range(len(spare) + 1) for left in combinations(spare, count)]
+    return [tuple(name for name in names if name not in left) for left in gone]
+
+
+def _only(names: tuple[str, ...], options: list[_Option]) -> list[_Option]:
+    """The options, priced in some files."""
+    return [replace(option, sizes={name: option.sizes[name] for name in names}) for option in options]
+
+
+def _options(linears: set[int], tables: set[int], price: Price, known: Sequence[int | None] = HELD) -> list[_Option]:
     found = []
-    grids = [(table_bits, group) for table_bits in (8, 6, 5, 4) for group in _groups(tables)] if tables else [(16, None)]
-    for bits, group, (table_bits, table_group) in product((8, 6, 5, 4, 3, 2), _groups(linears), grids):
-        damage = _noise(bits, group or max(linears)) + (_noise(table_bits, table_group or max(tables)) if tables else 0.0)
+    grids = [(table_bits, group) for table_bits in (8, 6, 5, 4) for group in _groups(tables, known)] if tables else [(16, None)]
+    for bits, group, (table_bits, table_group) in product((8, 6, 5, 4, 3, 2), _groups(linears, known), grids):
+        damage = _noise(bits, group, linears) + (_noise(table_bits, table_group, tables) if tables else 0.0)
         found.append(_Option(bits, group, table_bits, table_group, price((bits, group, table_bits, table_group)), damage))
-    held = [option for option in found if option.size_bytes < inf]
-    if held:
-        return held
-    # Rows that no container's groups divide: the exports refuse or are left out, and only the others have a price.
-    return [replace(option, sizes={name: size for name, size in option.sizes.items() if size < inf}) for option in found]
+    # Rows that no group of a container divides: its export refuses or is left out, and only the others have a price.
+    held = {name for option in found for name, size in option.sizes.items() if size < inf}
+    return [replace(option, sizes={name: size for name, size in option.sizes.items() if name in held}) for option in found]
 
 
-def _groups(widths: set[int]) -> list[int | None]:
-    """Groups that divide every row and that all containers hold as they are; else the nearest that fits."""
-    return [group for group in HELD if all(width % group == 0 for width in widths)] or [fitting(DEFAULT_GROUP, widths)]
+def _groups(widths: set[int], known: Sequence[int | None]) -> list[int | None]:
+    """Those of the known groups that divide every row; else the nearest that fits."""
+    fits = [group for group in known if group is None or all(width % group == 0 for width in widths)]
+    return fits or [fitting(DEFAULT_GROUP, widths)]
 
 
-def _noise(bits: int, group: int) -> float:
-    return 2 / 3 * log(group) * 4.0**-bits
+def _noise(bits: int, group: int | None, widths: set[int]) -> float:
+    """What rounding adds; a group that only transformers reads must be worth half a bit."""
+    return (1 if group in HELD else 2) * 2 / 3 * log(group or max(widths)) * 4.0**-bits
 
 
 def _tables(bits: int, group: int | None, widths: set[int]) -> list[Any]:
