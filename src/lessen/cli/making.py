@@ -1,7 +1,7 @@
 """Commands that make something: compress, and its two halves plan and apply."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from cyclopts import Parameter
 
@@ -36,25 +36,7 @@ def compress(
         work: Where finished blocks are kept until the end, so that a killed run can go on. Beside the result unless told otherwise.
     """
     asked = wishes(methods, calibration)  # first: a misspelt wish is told before anything large is loaded
-    judgeable(evaluation.max_kld, not evaluation.no_eval, "leave out --no-eval")
-    import lessen
-
-    with listening(running) as on_event:
-        run = lessen.compress(
-            model,
-            result.out,
-            exports=result.exports,
-            overwrite=result.overwrite,
-            fresh=result.fresh,
-            evaluation=evaluation.eval or None,
-            evaluate=not evaluation.no_eval,
-            prove=not evaluation.no_prove,
-            threads=running.threads,
-            work=work,
-            on_event=on_event,
-            **asked,
-        )
-    show_run("compress", run, result.out, running, evaluation)
+    _make("compress", model, result, evaluation, running, work=work, **asked)
 
 
 @app.command(
@@ -120,6 +102,11 @@ def apply(
     from lessen.cli import requests
 
     model, asked = requests.read(plan)
+    _make("apply", model, result, evaluation, running, begun=plan, **asked)
+
+
+def _make(command: str, model: str, result: Result, evaluation: Evaluation, running: Running, **asked: Any) -> None:
+    """Call `lessen.compress` as the options say, and show what it made."""
     judgeable(evaluation.max_kld, not evaluation.no_eval, "leave out --no-eval")
     import lessen
 
@@ -134,8 +121,7 @@ def apply(
             evaluate=not evaluation.no_eval,
             prove=not evaluation.no_prove,
             threads=running.threads,
-            begun=plan,
             on_event=on_event,
             **asked,
         )
-    show_run("apply", run, result.out, running, evaluation)
+    show_run(command, run, result.out, running, evaluation)
