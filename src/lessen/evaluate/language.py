@@ -77,17 +77,15 @@ def evaluate(
     """Perplexity of a model, and its distance to the original, on each text.
 
     Args:
-        model: see `lessen.evaluate.answers.Ref`: a checkpoint, what `open_checkpoint` takes, a module, or a callable.
-        reference: the original: as `model`, or what `prepare` gave. None measures perplexity alone.
+        model: see `lessen.evaluate.answers.Ref`.
+        reference: the original: as `model`, or what `prepare` gave.
         tokens: "windows seq", by name of the text; may be left out with a prepared reference.
-        noise: measure the original's noise floor too (a prepared reference brings its own).
+        noise: as for `lessen.evaluate`.
         device: where to compute.
         on_event: hears of every block and every scored window.
 
     Returns:
-        For each text `ppl`, `nll`, `tokens`, `windows`, `window_tokens`, `sha256` of the token ids, `metrics_version`; with a
-        reference also `ppl_reference`, `nll_reference`, `kld_mean`, `kld_median`, `kld_p90`, `kld_error`, `top1`; with noise
-        `kld_noise` and `kld_noise_p90`.
+        For each text the figures that `lessen.evaluate` returns, without notes.
 
     Raises:
         LessenError: vocabularies that differ, token ids outside of them, logits that are not numbers.
