@@ -102,7 +102,7 @@ class ModelPass:
         if done:
             kept = self.journal.state(self.index, done - 1)
             hidden = list(kept.pop("hidden").split([len(part) for part in hidden]))
-        everything = [unit for unit in units(self.checkpoint) if unit.kind in ("inputs", *_kinds(self.method))]
+        everything = [unit for unit in units(self.checkpoint) if unit.kind in ("inputs", *_decided_on(self.method))]
         for index in range(done, stream.blocks):
             started = time.perf_counter()
             mine = [unit for unit in everything if unit.block == index]
@@ -117,7 +117,7 @@ class ModelPass:
     def _block(self, stream: Stream, index: int, mine: Sequence[Unit], hidden: Hidden) -> tuple[dict[str, Tensor], Hidden]:
         """Statistics of one block's units, named "unit/Accumulator", and the hidden states after it."""
         block = stream.block(index)
-        chosen = [unit for unit in mine if unit.kind in _kinds(self.method)]
+        chosen = [unit for unit in mine if unit.kind in _decided_on(self.method)]
         if self.method.kind == "layer":
             after = advance(stream, block, index, hidden)
             similarity = BlockSimilarity()
@@ -130,13 +130,13 @@ class ModelPass:
         return {f"{unit.name}/{kind.__name__}": value for unit in chosen for kind, value in stats[inputs.key(unit)].items()}, after
 
 
-def _kinds(method: Any) -> tuple[Kind, ...]:
+def _decided_on(method: Any) -> tuple[Kind, ...]:
     return getattr(method, "kinds", (method.kind,))
 
 
 def _chosen(checkpoint: Checkpoint, method: Any) -> list[Unit]:
     """The units that a method decides on, in model order."""
-    kinds = _kinds(method)
+    kinds = _decided_on(method)
     for kind in kinds:
         units(checkpoint, kind)  # raises if this architecture has none
     return [unit for unit in units(checkpoint) if unit.kind in kinds]
