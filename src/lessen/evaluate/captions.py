@@ -17,8 +17,8 @@ from torch.nn import functional as F
 
 from lessen.core.modules import evaluating
 from lessen.errors import LessenError
+from lessen.stats.objectives import IGNORED
 
-IGNORED = -100
 Sample = Mapping[str, Tensor]
 """`pixel_values` "3 h w", `input_ids` "seq", and `labels` "seq": the tokens themselves, `IGNORED` where nothing is scored."""
 

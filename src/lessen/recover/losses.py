@@ -29,10 +29,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from lessen.errors import UsageError
+from lessen.stats.objectives import IGNORED
 
 Divergence = Literal["forward", "reverse", "jsd", "skew", "skew_reverse"]
-IGNORED = -100
-"""Label of a position that is not scored."""
 
 
 def divergence(student: Tensor, teacher: Tensor, kind: Divergence = "forward", temperature: float = 1.0, skew: float = 0.1) -> Tensor:

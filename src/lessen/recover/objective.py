@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from lessen.core.modules import heard
 from lessen.errors import LessenError, UsageError, nearest
 from lessen.recover.head import Head, per_piece
-from lessen.recover.losses import IGNORED, Loss, OnFeatures, OnLogits, OnOutput
+from lessen.recover.losses import Loss, OnFeatures, OnLogits, OnOutput
+from lessen.stats.objectives import IGNORED
 
 Call = Callable[[nn.Module, Any], Any]
 

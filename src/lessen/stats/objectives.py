@@ -97,11 +97,11 @@ def default_objective(model: nn.Module, batch: Any) -> "Loss | Mapping[str, Loss
         LessenError: a batch of another kind.
     """
     if isinstance(batch, Tensor) and not batch.is_floating_point() and batch.ndim == 2:
-        return Predicted(logits_of(model(batch))[:, :-1], batch[:, 1:])
+        return Predicted(answer_of(model(batch))[:, :-1], batch[:, 1:])
     if isinstance(batch, Mapping):
         return _from_mapping(model, batch)
     if isinstance(batch, tuple | list) and len(batch) == 2 and isinstance(batch[1], Tensor):
-        output, target = logits_of(model(batch[0])), batch[1]
+        output, target = answer_of(model(batch[0])), batch[1]
         if target.is_floating_point():
             return F.mse_loss(output, target)
         return Predicted(output.movedim(1, -1), target)
@@ -127,8 +127,8 @@ def _from_mapping(model: nn.Module, batch: Mapping[str, Any]) -> Loss:
             raise LessenError(type(model).__name__, got="no loss for these labels", wanted="one", remedy="pass losses=")
         return output.loss
     if not writes:
-        return Predicted(logits_of(model(**inputs, labels=labels)), labels)
-    logits = logits_of(model(**inputs))
+        return Predicted(answer_of(model(**inputs, labels=labels)), labels)
+    logits = answer_of(model(**inputs))
     # Models that put image tokens before the text return more logits than there are labels: the labels belong to the last ones.
     return Predicted(logits[:, -labels.shape[1] :][:, :-1], labels[:, 1:])
 
@@ -138,8 +138,8 @@ def _can_generate(model: nn.Module) -> bool:
     return bool(able()) if callable(able) else False
 
 
-def logits_of(output: Any) -> Tensor:
-    """The tensor that a model's answer is about: itself, its logits, or its first part."""
+def answer_of(output: Any) -> Tensor:
+    """The tensor that a target is compared with, logits or not: what a model returns, its field `logits`, or its first part."""
     if isinstance(output, Tensor):
         return output
     return output.logits if hasattr(output, "logits") else output[0]
