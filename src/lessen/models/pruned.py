@@ -24,7 +24,7 @@ from torch import nn
 
 from lessen.core.apply import apply
 from lessen.core.edit import Edit, load_edits, save_edits
-from lessen.errors import LessenError, UsageError
+from lessen.errors import LessenError, UsageError, one_line
 
 
 def is_pruned(folder: Path) -> bool:
@@ -114,5 +114,4 @@ def _made(made_by: str, folder: Path) -> nn.Module:
         config = found.config_class.from_json_file(folder / "config.json")
         return found._from_config(config) if hasattr(found, "_from_config") else found(config)
     except Exception as error:
-        reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
-        raise LessenError(made_by, got=reason, wanted="the model before the cut", remedy="install the same versions") from error
+        raise LessenError(made_by, got=one_line(error), wanted="the model before the cut", remedy="install the same versions") from error
