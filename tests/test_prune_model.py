@@ -412,3 +412,22 @@ def test_whole_blocks_of_a_module_in_memory_are_dropped():
     assert [edit.unit.name for edit in pruned.edits if isinstance(edit, Drop)] == ["model.layers.1"] and config.num_hidden_layers == 2
     with pytest.raises(UsageError, match="this method removes whole units"):
         lessen.prune(model, tokens(2, 12), method=BlockInfluence(), to="20%")
+
+
+def test_what_pruning_did_reads_in_a_few_lines_and_a_slip_of_the_pen_gets_the_nearest_name():
+    model = nn.Sequential(nn.Linear(4, 16), nn.ReLU(), nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 2))
+    pruned = lessen.prune(model, torch.zeros(2, 4), method=Magnitude(), to="40%")
+    lines = str(pruned).splitlines()
+    assert lines[0].startswith(f"parameters: {pruned.before['parameters']:.0f} -> {pruned.after['parameters']:.0f}")
+    assert "  0: 4 of 16 channels removed" in lines
+    assert len(lines) <= 6
+    assert {len(kept) for kept in pruned.kept.values()} == {12}  # layers that do not compete lose the same share
+    slips: list[tuple[Any, tuple[Any, ...], dict[str, Any], str]] = [
+        (lessen.prune, (model, torch.zeros(2, 4)), {"meth": Magnitude()}, "did you mean method"),
+        (lessen.trace, (model, torch.zeros(2, 4)), {"freze": ["0"]}, "did you mean freeze"),
+        (lessen.recover, (model, model, torch.zeros(8, 4)), {"stepz": 3}, "did you mean steps"),
+        (lessen.trace, ("model", torch.zeros(2, 4)), {}, "wanted Module"),
+    ]
+    for call, given, named, wanted in slips:
+        with pytest.raises(UsageError, match=wanted):
+            call(*given, **named)

@@ -212,3 +212,15 @@ def test_macs_and_constant_parts_count():
     of = units(4)
     cost = Elements("macs", shapes(of), of, {"u0.up": 10.0}, default=0.0, constant=5.0)
     assert (cost.whole, cost.at([2])) == (125.0, 65.0)
+
+
+def test_layers_that_do_not_compete_lose_the_same_share_whatever_their_scores():
+    """Of a budget in parameters too: one unit's scores are a thousand times the other's, its channels ten times as dear."""
+    units = [Unit("a", "channels", 20, (Slice("a", 0),)), Unit("b", "channels", 40, (Slice("b", 0),))]
+    cost = parameters({"a": (20, 100), "b": (40, 10)}, units)
+    scores = [1000 * torch.rand(20, generator=torch.Generator().manual_seed(0)), torch.rand(40, generator=torch.Generator().manual_seed(1))]
+    for step in (None, 3):
+        kept = rank(scores, ["", ""], [0, 1], Goal(cost, cost.whole / 2), Rules(alone=True, step=step))
+        assert [len(each) for each in kept] == [10, 20]
+        for score, each in zip(scores, kept, strict=True):
+            assert set(each.tolist()) == set(score.argsort()[len(score) // 2 :].tolist())

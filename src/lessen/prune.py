@@ -21,6 +21,7 @@ from lessen.core.edit import Drop, Edit, Keep, Resize
 from lessen.core.event import Event, Listener
 from lessen.core.modules import evaluating
 from lessen.core.record import Record
+from lessen.core.strict import strict
 from lessen.core.unit import Unit, View
 from lessen.engine.survey import record
 from lessen.errors import LessenError, UsageError, one_line
@@ -44,10 +45,11 @@ WIDTHS = ("ffn", "channels", "kv_group", "heads")
 _OF: dict[str, Counted] = {"parameters": "parameters", "bytes": "bytes", "macs": "macs", "latency": "milliseconds"}
 _NAMES = {counted: name for name, counted in _OF.items()}
 LATENCY_ATTEMPTS = 3
+_SHOWN = 12
 PROVED = 20_000_000
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Pruned:
     """What `prune` made.
 
@@ -72,7 +74,15 @@ class Pruned:
     tasks: tuple[str, ...] = ()
     notes: tuple[str, ...] = field(default=())
 
+    def __repr__(self) -> str:
+        """What was won, in a few lines."""
+        won = [f"{name}: {self.before[name]:,.4g} -> {self.after[name]:,.4g}" for name in self.before]
+        cut = [f"  {record.unit}: {record.reason}" for record in self.records[:_SHOWN]]
+        more = [f"  and {len(self.records) - _SHOWN} more units"] if len(self.records) > _SHOWN else []
+        return "\n".join([", ".join(won), *cut, *more, *self.notes])
 
+
+@strict()
 def prune(
     model: nn.Module,
     example_inputs: Any,
@@ -258,8 +268,8 @@ def _goal(
             raise UsageError("prune", got=f"to={to!r}, uniform={uniform}", wanted=wanted, remedy="this method removes whole units")
         return method, None, []
     notes: list[str] = []
-    if uniform:
-        method = replace(method, across="layer")
+    if uniform and method.across == "model":
+        method = replace(method, across="place")
     if to is None and method.of == "channels":
         return method, None, notes
     wish = Wish(_OF[method.of], 1 - method.ratio, True) if to is None else Wish.parse(to)

@@ -25,6 +25,14 @@ from lessen.stats.whole import survey
 from lessen.structure.decoder import units, view
 from lessen.targets.cost import Elements, Goal
 
+_WORDS = {
+    "ffn": "feed-forward channels",
+    "kv_group": "key/value groups",
+    "head_dim": "features of every head",
+    "width": "residual channels",
+    "vocab": "token ids",
+}
+
 
 class Views(Sequence[View]):
     """Views whose tensors are read when they are looked at, one unit at a time."""
@@ -176,7 +184,7 @@ def record(edit: Edit, method: Any, seconds: float) -> Record:
     """What a pruning edit did, for the run."""
     if isinstance(edit, Keep):
         unit, kept = edit.unit, len(edit.indices)
-        reason = f"{unit.size - kept} of {unit.size} {unit.kind} channels removed"
+        reason = f"{unit.size - kept} of {unit.size} {_WORDS.get(unit.kind, unit.kind)} removed"
         return Record(unit.block, unit.name, describe(method), "keep", (unit.size,), (kept,), 0.0, seconds=seconds, reason=reason)
     if isinstance(edit, Drop):
         return Record(edit.unit.block, edit.unit.name, describe(method), "drop", (1,), (0,), 0.0, seconds=seconds, reason="layer removed")

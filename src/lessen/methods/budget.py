@@ -7,7 +7,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from math import prod
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, get_args
 
 from torch import Tensor
 
@@ -20,6 +20,7 @@ from lessen.stats.inputs import Read
 from lessen.targets.cost import Channels, Cost, Goal
 
 Counted = Literal["channels", "parameters", "bytes", "macs", "latency"]
+Across = Literal["layer", "place", "model"]
 
 
 @dataclass(frozen=True)
@@ -30,8 +31,8 @@ class Budget:
     """Fraction to remove, in [0, 1)."""
     unit: Literal["ffn", "kv_group", "all"] = "ffn"
     """What to remove in a language model: feed-forward channels, key/value heads with their queries, or both in one ranking."""
-    across: Literal["layer", "model"] = "layer"
-    """Who competes: the channels of one layer (all layers get the same width), or those of the whole model."""
+    across: Across = "layer"
+    """Who competes: channels of one layer (all lose the same share), places of a block (each as wide in all blocks), or the whole model."""
     multiple: int = 1
     """Widths that are left are multiples of this, for kernels that want them."""
     least: float = 0.1
@@ -56,15 +57,15 @@ class Budget:
             raise UsageError(where, got=f"ratio={self.ratio}", wanted="a fraction to remove, at least 0 and below 1")
         if not 0 <= self.least <= 1:
             raise UsageError(where, got=f"least={self.least}", wanted="a fraction between 0 and 1")
-        if self.across == "model" and self.of == "channels" and self.ratio + self.least > 1:
+        if self.across != "layer" and self.of == "channels" and self.ratio + self.least > 1:
             got = f"ratio={self.ratio} with least={self.least}"
             raise UsageError(where, got=got, wanted="a sum of 1 at most", remedy="lower one of them")
         if self.multiple < 1:
             raise UsageError(where, got=f"multiple={self.multiple}", wanted="1 or more")
         if self.unit not in ("ffn", "kv_group", "all"):
             raise UsageError(where, got=f"unit={self.unit!r}", wanted="ffn, kv_group or all")
-        if self.across not in ("layer", "model"):
-            raise UsageError(where, got=f"across={self.across!r}", wanted="layer or model")
+        if self.across not in get_args(Across):
+            raise UsageError(where, got=f"across={self.across!r}", wanted="layer, place or model")
 
     @property
     def needs(self) -> tuple[type, ...]:
@@ -84,7 +85,8 @@ class Budget:
     @property
     def rules(self) -> Rules:
         """How channels compete."""
-        return Rules(self.normalise, multiple=self.multiple, least=self.least if self.across == "model" else 0.0)
+        alone = self.across == "layer"
+        return Rules(self.normalise, multiple=self.multiple, least=0.0 if alone else self.least, alone=alone)
 
     def score(self, view: View, stats: Stats) -> Tensor:
         """How much each channel matters, "channel" or "objective channel"; higher is better."""
@@ -150,7 +152,7 @@ class Budget:
                 for unit, score, label in zip(units, scores, labels, strict=True)
             ]
         together = list(range(len(units)))
-        if self.across == "layer":
+        if self.across != "model":
             alike = [(alike_name(unit.name), unit.kind, unit.size) for unit in units]
             together = [alike.index(key) for key in alike]
         return rank(scores, labels, together, goal or _share(units, self.ratio), self.rules, [unit.floor for unit in units])

@@ -13,22 +13,21 @@ Changed: the paper scores single weights; here a channel with all its coupled we
 """
 
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor
 
 from lessen.core.method import Stats
 from lessen.core.unit import View
-from lessen.methods.budget import Budget
+from lessen.methods.budget import Across, Budget
 
 
 @dataclass(frozen=True)
 class LAMP(Budget):
     """Remove the channels that are small among those that outlive them, layers compared with each other."""
 
-    across: Literal["layer", "model"] = "model"
-    """Who competes: the channels of one layer (all layers get the same width), or those of the whole model."""
+    across: Across = "model"
+    """Who competes: channels of one layer (all lose the same share), places of a block (each as wide in all blocks), or the whole model."""
 
     def score(self, view: View, stats: Stats) -> Tensor:
         """Shape "channel".

@@ -9,7 +9,7 @@ from torch import Tensor
 from lessen.core.method import Stats
 from lessen.core.unit import View
 from lessen.errors import UsageError
-from lessen.methods.budget import Budget, Counted
+from lessen.methods.budget import Across, Budget, Counted
 from lessen.methods.ranking import Merge, Rules
 from lessen.stats.gradients import Collecting, Gradient
 from lessen.stats.objectives import Objective, TokenFilter
@@ -21,8 +21,8 @@ class Objectives(Budget):
 
     unit: Literal["ffn", "kv_group", "all"] = "all"
     """What to remove in a language model: feed-forward channels, key/value heads with their queries, or both in one ranking."""
-    across: Literal["layer", "model"] = "model"
-    """Who competes: the channels of one layer (all layers get the same width), or those of the whole model."""
+    across: Across = "model"
+    """Who competes: channels of one layer (all lose the same share), places of a block (each as wide in all blocks), or the whole model."""
     of: Counted = "parameters"
     """What the ratio counts: channels, or what the whole model costs (embeddings included) in one of the other units."""
     per: Literal["channel", "parameter", "cost"] = "parameter"

@@ -48,6 +48,7 @@ class Rules:
         step: channels that leave in a round; None: all in one round.
         fine: channels in a round once nine tenths of the way are done; None: as before.
         stages: parts in which the budget is spent, with a floor that falls from stage to stage.
+        alone: units do not compete: a channel counts what its place is among those of its own unit, so that all lose the same share.
     """
 
     normalise: Normalise = "none"
@@ -59,6 +60,7 @@ class Rules:
     step: int | None = None
     fine: int | None = None
     stages: int = 1
+    alone: bool = False
 
 
 def rank(
@@ -156,7 +158,7 @@ class _Contest:
                 return
 
     def _round(self, left: float, goal: float, strict: bool, floors: Sequence[int]) -> tuple[int, float]:
-        merged = self._merged()
+        merged = self._alone(self._merged()) if self.rules.alone else self._merged()
         orders = [score.argsort(stable=True) for score in merged]
         quota = self._quota(left, goal)
         removed = 0
@@ -226,6 +228,11 @@ class _Contest:
                 return [weights.sum() / (weights / score.clamp_min(tiny)).sum(0) for score in now]
             case _:
                 return [(weights * score).sum(0) for score in now]
+
+    def _alone(self, merged: Sequence[Tensor]) -> list[Tensor]:
+        """The share of a unit that is gone once a channel is: the same scale in all of them."""
+        places = [score.argsort(stable=True).argsort(stable=True).double() for score in merged]
+        return [(size - width + 1 + place) / size for place, width, size in zip(places, self.widths, self.sizes, strict=True)]
 
     def _normalised(self) -> list[Tensor]:
         now = [score[:, alive] for score, alive in zip(self.scores, self.alive, strict=True)]

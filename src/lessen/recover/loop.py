@@ -18,7 +18,8 @@ from torch import nn
 
 from lessen.core.event import Listener
 from lessen.core.modules import as_it_was
-from lessen.errors import UsageError, nearest
+from lessen.core.strict import strict
+from lessen.errors import UsageError
 from lessen.recover.objective import Call, call
 from lessen.recover.options import Options
 from lessen.recover.order import fingerprint
@@ -49,6 +50,7 @@ class Recovered:
     stopped: str
 
 
+@strict(Options)
 def recover(
     student: nn.Module,
     teacher: nn.Module | None,
@@ -89,10 +91,6 @@ def recover(
     if options is not None and settings:
         raise UsageError("recover", got="options and single settings", wanted="one of the two")
     if options is None:
-        unknown = settings.keys() - {f.name for f in fields(Options)}
-        if unknown:
-            name, known = sorted(unknown)[0], [f.name for f in fields(Options)]
-            raise UsageError("recover", got=f"setting {name!r}", wanted="a known one", remedy=nearest(name, known))
         options = Options(**settings)
     phases = [options] if isinstance(options, Options) else list(options)
     device = next(student.parameters()).device

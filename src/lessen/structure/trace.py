@@ -29,6 +29,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException, FakeTensorMode
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from lessen.core.strict import strict
 from lessen.core.unit import Slice, Unit
 from lessen.errors import LessenError, UsageError, nearest, one_line
 from lessen.structure.agree import agree
@@ -108,6 +109,7 @@ def _place(part: Slice) -> str:
     return f"{part.name}[{part.axis}]: {indices} a channel, from {part.start}{again}"
 
 
+@strict()
 def trace(
     model: nn.Module,
     example_inputs: Any,

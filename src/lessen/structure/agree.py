@@ -1,0 +1,56 @@
+"""Sizes that the code itself makes equal: what a model writes down as one number is one axis.
+
+    batch, seq, width = x.size()
+    ...
+    return self.out(heads.reshape(batch, seq, width))
+
+says that heads times features of a head are as many as the features of `x`, whatever the operations in between say. Cutting one without
+the other would make the `reshape` fail, so that neither could be cut. Unified, they can be cut together: the rule of `nn.MultiheadAttention`,
+found in any code. Two kinds of number tell:
+
+    a product of sizes of tensors       is the axis that it is given for
+    an attribute given for two axes     makes them one, as it can have but one value
+
+Axes that have the same leaves in another order grow and shrink alike, and are left as they are.
+"""
+
+from collections import Counter
+from collections.abc import Iterable
+
+from lessen.structure.axes import Axes, Axis, leaves
+from lessen.structure.sizes import Attribute, Formula, formula_of
+from lessen.structure.watch import Site
+
+
+def agree(axes: Axes, sites: Iterable[Site]) -> None:
+    """Unify what numbers that were given to calls make equal.
+
+    Args:
+        axes: where the axes were made.
+        sites: the calls.
+    """
+    first: dict[tuple[str, Attribute], Axis] = {}
+    for site in sites:
+        for number, axis in zip(site.sizes, site.axes, strict=True):
+            formula = formula_of(number)
+            if number <= 1 or axis.size != number:
+                continue
+            axes.cause = f"one number in {site.call} in {site.module or 'the model'}"
+            if isinstance(formula, Attribute):
+                # A configuration is copied for the module that asks it, so that each module has numbers of its own.
+                place = site.module if formula.owner.startswith("config:") else ""
+                other = first.setdefault((place, formula), axis)
+            else:
+                other = _product(axes, formula)
+            if other is not None and other.size == axis.size and Counter(leaves(other)) != Counter(leaves(axis)):
+                axes.unify(other, axis)
+
+
+def _product(axes: Axes, formula: Formula) -> Axis | None:
+    """The axis that a formula of nothing but sizes of tensors and products stands for."""
+    if isinstance(formula, Axis):
+        return formula
+    if isinstance(formula, tuple) and formula[0] == "*":
+        left, right = _product(axes, formula[1]), _product(axes, formula[2])
+        return left and right and axes.join([left, right])
+    return None
