@@ -104,6 +104,32 @@ def test_pieces_give_the_loss_and_gradients_of_the_whole(rows: int):
         torch.testing.assert_close(have, 2 * wanted, rtol=1e-12, atol=1e-12)
 
 
+def test_forward_divergence_brings_the_gradient_that_autograd_finds():
+    student, teacher = random(5, 30).requires_grad_(), 3 * random(5, 30, seed=1)
+    teacher[0, 0] = float("-inf")
+    for temperature in (1.0, 2.0):
+        p, q = (teacher / temperature).log_softmax(-1), (student / temperature).log_softmax(-1)
+        plain = F.kl_div(q, p, log_target=True, reduction="none").nan_to_num(0.0).sum(-1) * temperature**2
+        (want,) = torch.autograd.grad(plain.sum(), student)
+        (have,) = torch.autograd.grad(divergence(student, teacher, "forward", temperature).sum(), student)
+        torch.testing.assert_close(have, want.nan_to_num(0.0), rtol=1e-4, atol=1e-6)  # float32, thirty terms
+
+
+def test_pieces_under_autocast_round_the_head_once_to_what_a_linear_rounds_it_to():
+    linear, hidden = nn.Linear(6, 20), random(8, 6).requires_grad_()
+    with torch.autocast("cpu", torch.bfloat16):
+        linear(hidden).float().square().sum().backward()
+        want = hidden.grad, linear.weight.grad
+        hidden.grad = linear.weight.grad = None
+        value = per_piece(lambda logits: logits.float().square().sum(), hidden, linear, [], rows=8)
+        value.backward()
+        with torch.no_grad():
+            torch.testing.assert_close(per_piece(lambda x: x.float().square().sum(), hidden, linear, [], rows=4), value.detach())
+    assert linear.weight.grad is not None
+    for have, wanted in zip([hidden.grad, linear.weight.grad], want, strict=True):
+        torch.testing.assert_close(have, wanted)
+
+
 def test_a_frozen_head_gets_no_gradient_and_none_is_taken_without_grad():
     linear = nn.Linear(6, 20).requires_grad_(False)
     hidden = random(4, 6).requires_grad_()

@@ -124,3 +124,13 @@ def test_what_it_cannot_do_is_said():
         lessen.prune(conv, torch.zeros(1, 3, 8, 8), [torch.ones(1, 3, 8, 8)], method=Surgeon(), losses=energy)
     with pytest.raises(UsageError, match="damping=0"):
         Surgeon(damping=0.0)
+
+
+def test_moments_are_exact_under_autocast():
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(64, 8, generator=generator) @ torch.randn(8, 16, generator=generator)  # of rank 8: rounding leaves negative eigenvalues
+    plain, cast = Gram(), Gram()
+    plain.update(x)
+    with torch.autocast("cpu", torch.bfloat16):
+        cast.update(x)
+    assert torch.equal(plain.value(), cast.value())

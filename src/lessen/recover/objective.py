@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from lessen.core.modules import heard
 from lessen.errors import LessenError, UsageError, nearest
-from lessen.recover.head import Head, per_piece
+from lessen.recover.head import Head, lowered, per_piece
 from lessen.recover.losses import Loss, OnFeatures, OnLogits, OnOutput
 from lessen.stats.objectives import IGNORED
 
@@ -151,11 +151,12 @@ class Objective:
         others = [labels.flatten()[scored]] + ([] if theirs is None else [theirs.flatten(0, -2)[scored]])
         rows = ours.flatten(0, -2)[scored]
         teacher_head = heads and heads[1]
+        head = None if teacher_head is None else (lowered(teacher_head.linear.weight), lowered(teacher_head.linear.bias))
 
         def total(logits: Tensor, labels: Tensor, answer: Tensor | None = None) -> Tensor:
-            if answer is not None and teacher_head is not None:
+            if answer is not None and head is not None:
                 with torch.no_grad():
-                    answer = teacher_head.linear(answer)
+                    answer = nn.functional.linear(answer, *head)
             return sum((x.weight * x.of_logits(logits, answer, labels).sum() for x in self.on_logits), logits.new_zeros(()))
 
         return total(rows, *others) if heads is None else per_piece(total, rows, heads[0].linear, others)

@@ -29,7 +29,9 @@ class Accumulator:
     def update(self, x: Tensor, original: Tensor | None = None) -> None:
         """Add one batch of tokens, "... in"."""
         x = x.reshape(-1, x.shape[-1])
-        part = self.summand(x, None if original is None else original.reshape(x.shape)).double()
+        # Autocast would round a float32 product to bfloat16, and moments so rounded are no longer positive definite.
+        with torch.autocast(x.device.type, enabled=False):
+            part = self.summand(x, None if original is None else original.reshape(x.shape)).double()
         self.total = part if self.total is None else self.total.add_(part)
         self.count += len(x)
 
