@@ -189,9 +189,8 @@ def _recover(setting: Setting, ratio: float, name: str) -> Row:
     small = _checkpoint(setting, ratio, name, "pruned" if name in TORCH_PRUNING else "compensated")
     student, teacher = fill(small.skeleton(), small, torch.float32), load(setting.found.model(VARIANT))
     train, heldout = setting.text()
-    options = (
-        replace(TRAINING, minutes=None, steps=4) if setting.session.smoke else replace(TRAINING, minutes=MINUTES / setting.session.threads)
-    )
+    minutes = MINUTES / setting.session.threads
+    options = replace(TRAINING, minutes=None, steps=4) if setting.session.smoke else replace(TRAINING, minutes=minutes)
     found = recover(student, teacher, train, heldout, options)
     state = found.model.state_dict()
     result = Edited(small, [Replace(key, state[key]) for key in small.names])

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lessen.errors import LessenError, UsageError
+from lessen.recover.answers import Answers
 from lessen.recover.head import Head, per_piece
 from lessen.recover.losses import Divergence, Features, Logits, NextToken, Relations, Task, divergence
 from lessen.recover.objective import Objective, labels_of
@@ -128,6 +129,22 @@ def test_pieces_under_autocast_round_the_head_once_to_what_a_linear_rounds_it_to
     assert linear.weight.grad is not None
     for have, wanted in zip([hidden.grad, linear.weight.grad], want, strict=True):
         torch.testing.assert_close(have, wanted)
+
+
+def test_a_teacher_is_asked_once_about_a_window_and_what_does_not_fit_is_asked_again():
+    asked: list[int] = []
+
+    def ask(window: Tensor) -> Tensor:
+        asked.append(int(window[0, 0]))
+        return window[..., None].float()
+
+    windows = tokens(3, 4) + torch.arange(3)[:, None] * 100
+    answers = Answers(ask, room=2 * 4 * 4)  # two windows of four float32
+    for _ in range(2):
+        assert torch.equal(answers.of(windows), windows[..., None].float())
+    assert len(asked) == 3 + 1
+    assert not Answers.fit(windows.float())
+    assert not Answers.fit({"input_ids": windows})
 
 
 def test_a_frozen_head_gets_no_gradient_and_none_is_taken_without_grad():

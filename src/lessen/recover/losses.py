@@ -53,7 +53,7 @@ def divergence(student: Tensor, teacher: Tensor, kind: Divergence = "forward", t
     if temperature != 1:
         student, teacher = student.float() / temperature, teacher.float() / temperature
     if kind == "forward" and not teacher.requires_grad:
-        return _Forward.apply(student, teacher) * temperature**2  # pyright: ignore[reportReturnType, reportOperatorIssue]
+        return _Forward.apply(student, teacher) * temperature**2
     q, p = student.float().log_softmax(-1), teacher.float().log_softmax(-1)
     match kind:
         case "forward":

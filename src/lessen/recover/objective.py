@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from lessen.core.modules import heard
 from lessen.errors import LessenError, UsageError, nearest
+from lessen.recover.answers import Answers
 from lessen.recover.head import Head, lowered, per_piece
 from lessen.recover.losses import Loss, OnFeatures, OnLogits, OnOutput
 from lessen.stats.objectives import IGNORED
@@ -89,6 +90,7 @@ class Objective:
         self.on_features = [x for x in losses if isinstance(x, OnFeatures)]
         self.on_output = [x for x in losses if isinstance(x, OnOutput)]
         self._heads: dict[int, Head | None] = {}
+        self._answers = Answers(lambda window: logits_of(self.run(self.teacher, window)))  # pyright: ignore[reportArgumentType]
         if self.on_features and teacher is None:
             raise UsageError("recover", got="losses on features and no teacher", wanted="one whose features to match")
 
@@ -118,7 +120,8 @@ class Objective:
                 if heads is not None and heads[1] is not None and heads[1] is not heads[0]:
                     stack.enter_context(heads[1].skipped())
                 with torch.no_grad():
-                    answer = self.run(self.teacher, batch)
+                    known = heads is not None and not self.on_features and Answers.fit(batch)
+                    answer = self._answers.of(batch) if known else self.run(self.teacher, batch)
         found = self._features(ours, theirs)
         for loss in self.on_output:
             found[type(loss).__name__] = (loss.weight * loss.of_output(output, batch) * samples(batch), 1)
@@ -156,7 +159,7 @@ class Objective:
         def total(logits: Tensor, labels: Tensor, answer: Tensor | None = None) -> Tensor:
             if answer is not None and head is not None:
                 with torch.no_grad():
-                    answer = nn.functional.linear(answer, *head)
+                    answer = nn.functional.linear(answer, *head)  # pyright: ignore[reportArgumentType]
             return sum((x.weight * x.of_logits(logits, answer, labels).sum() for x in self.on_logits), logits.new_zeros(()))
 
         return total(rows, *others) if heads is None else per_piece(total, rows, heads[0].linear, others)
