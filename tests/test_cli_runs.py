@@ -48,6 +48,21 @@ def test_compress_says_results_on_stdout_and_progress_on_stderr(run_of_compress)
     assert "report.html" in done.stdout
 
 
+def test_choices_made_for_the_user_are_said_where_the_result_is(tiny_model, tmp_path, capsys):
+    """At once on stderr, so that a wrong one can be stopped, and under the table."""
+    asked = ["--export", "none", "--no-eval", "--no-prove", "--tokens", "256", "--written", "0"]
+    code, out, err = call(capsys, "compress", tiny_model, *asked, "--out", tmp_path / "a")
+    assert code == 0
+    assert "No size was asked for: linears get 4 bits" in out
+    assert "choose  No size was asked for" in err
+    notes = json.loads((tmp_path / "a" / "lessen.json").read_text())["notes"]
+    assert all(f"- {note}" in out for note in notes)
+    code, out, _ = call(capsys, "plan", tiny_model, "--tokens", "256", "--written", "0", "--quiet")
+    assert "- No size was asked for: linears get 4 bits" in out
+    code, out, _ = call(capsys, "plan", tiny_model, "--tokens", "256", "--written", "0", "--quiet", "--json")
+    assert any("No size was asked for" in note for note in json.loads(out)["notes"])
+
+
 def test_a_missed_quality_gate_is_exit_code_3_and_keeps_the_result(run_of_compress):
     out, done = run_of_compress
     assert done.returncode == 3

@@ -10,6 +10,7 @@ import lessen
 from lessen.errors import UsageError
 from lessen.methods import GPTQ, RTN, Select
 from tests.decoders import decoder
+from tests.export_fixture import byte_tokenizer, llama
 
 
 def model():
@@ -46,3 +47,39 @@ def test_options_are_checked_before_any_work():
 def test_rtn_on_the_same_grid_joins_every_selection():
     assert RTN(3, 16) in Select((GPTQ(3, 16),)).candidates
     assert RTN(3, 16) in Select((GPTQ(3, 16), RTN(8, 16))).candidates
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A directory of a model with rows of 64 and 128, and its tokenizer."""
+    where = tmp_path_factory.mktemp("compress") / "model"
+    llama(tied=True, intermediate_size=128).save_pretrained(where)  # pyright: ignore[reportCallIssue]
+    byte_tokenizer(384).save_pretrained(where)
+    return where
+
+
+GRIDS = [
+    RTN(4, 32, symmetric=False, scale="absmax"),
+    GPTQ(4, 32, symmetric=False),
+    RTN(3, 32, symmetric=False, scale="mse"),
+    RTN(4, 32, full_range=False, scale="absmax"),
+    RTN(4, None, scale="mse"),
+    RTN(8, 64, scale="mse"),
+]
+
+
+@pytest.mark.parametrize("method", GRIDS, ids=repr)
+def test_every_integer_grid_goes_through_the_whole_job(folder: Path, tmp_path: Path, method: Any):
+    """The directory says of its tensors what it holds, folded zero points too; the other files hold the codes as they were decided."""
+    tokens = torch.randint(0, 384, (8, 32), generator=torch.Generator().manual_seed(2))
+    run = lessen.compress(folder, tmp_path / "out", recipe=[method], calibration=tokens, written=0, evaluate=False)
+    plan = lessen.plan(folder, recipe=[method], calibration=tokens, written=0)
+    read = lessen.open_checkpoint(tmp_path / "out")
+    for name in plan.result.names:
+        decided = plan.result.quantized(name)
+        if decided is not None and "embed" not in name:
+            torch.testing.assert_close(read.read(name), decided.format.decode(decided.codes).to(read.read(name).dtype), rtol=0, atol=0)
+    logits = lessen.load(tmp_path / "out")(tokens[:1]).logits
+    assert logits.isfinite().all()
+    assert all(row["codes_equal"] for row in run.exports)
+    assert {row["format"] for row in run.exports} >= {"huggingface", "onnx"}

@@ -39,7 +39,6 @@ from lessen.export import EXPORTERS, export
 from lessen.export.parity import random_probe, too_large
 from lessen.export.price import USUAL
 from lessen.foresee import PLACES
-from lessen.formats import spec
 from lessen.models import open_checkpoint
 from lessen.models.checkpoint import Checkpoint, stamps
 from lessen.recipe import Dial, to_json
@@ -353,7 +352,8 @@ def _write(making: _Making, plan: Plan) -> None:
         shutil.rmtree(stage, ignore_errors=True)
         row = export(result, stage, "huggingface", probe=probe, on_event=making.on_event)
         run.exports.append(_relative(row, stage, unproved))
-        run.formats = {name: spec.to_json(found.format) for name in result.names if (found := result.quantized(name))}
+        told = stage / "lessen.json"  # what is stored need not be what was decided: zero points are folded into wider codes
+        run.formats = Run.load(told).formats if told.exists() else {}
         run.save(stage / "lessen.json")
         before = cost(making.job.source)
         run.sizes = {"before": before, "after": cost(open_checkpoint(stage), parameters=before["parameters"])}
@@ -373,6 +373,8 @@ def _write(making: _Making, plan: Plan) -> None:
                 if wanted.exports is not None:
                     raise
                 run.notes.append(f"No {EXPORTERS[name].summary}: {error}")
+                if making.on_event:
+                    making.on_event(Event(f"export {name}", 0, 0, f"given up: {error}"))
                 if (stage / PLACES[name]).parent != stage:
                     shutil.rmtree((stage / PLACES[name]).parent, ignore_errors=True)
 

@@ -58,7 +58,8 @@ class Job:
         """Decide everything; finished steps are kept in `work` and found there again."""
         told = {"calibration": self.described["source"], "tokens": self.described.get("tokens"), "seed": self.seed}
         settings = {**self.settings, **told, "calibration windows": self.described.get("sha256")}
-        return decide(self.source, self.methods, self.text, journal_at(work, self.source, self.methods, settings), on_event)
+        plan = decide(self.source, self.methods, self.text, journal_at(work, self.source, self.methods, settings), on_event)
+        return replace(plan, notes=tuple(self.notes))
 
 
 @dataclass(frozen=True)
@@ -186,6 +187,9 @@ def prepare(found: Settled, request: Request, cache: Path | None = None, on_even
         UsageError: too few windows. LessenError: a text that cannot be read.
     """
     wish, settings = _wish(request), _settings_of(found, request)
+    if on_event:
+        for note in found.notes:
+            on_event(Event("choose", 0, 0, note))
     if not isinstance(request.text, Tensor) and not found.looks_at_data:
         return Job(found.source, found.methods, None, {"source": "none: no method looks at data"}, wish.seed, settings, found.notes)
     if on_event:

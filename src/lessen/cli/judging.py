@@ -7,7 +7,7 @@ from cyclopts import Parameter
 
 from lessen.cli.app import app, epilogue
 from lessen.cli.options import Running, Switch
-from lessen.cli.output import emit, printed, say, table
+from lessen.cli.output import emit, printed, say, table, tell
 from lessen.cli.running import gate, judgeable, listening
 
 
@@ -59,8 +59,7 @@ def evaluate(
         names = ("ppl", "ppl_reference", "kld_mean", "kld_error", "kld_median", "kld_p90", "kld_noise", "top1", "tokens")
         rows = [(name, *(number(row.get(name)) for row in quality.values())) for name in names]
         table(("", *quality), [row for row in rows if row[1] != number(None)], range(1, len(quality) + 1))
-        for note in notes:
-            say(f"\n{note}")
+        tell(notes)
     with printed():
         gate(quality, max_kld)
 

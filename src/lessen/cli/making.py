@@ -7,7 +7,7 @@ from cyclopts import Parameter
 
 from lessen.cli.app import app, epilogue
 from lessen.cli.options import RUNNING, Calibration, Evaluation, Methods, Result, Running, Switch, wishes
-from lessen.cli.output import emit, say, table
+from lessen.cli.output import emit, say, table, tell
 from lessen.cli.running import judgeable, listening, show_run
 
 
@@ -71,11 +71,12 @@ def plan(
     with requests.kept(out, model, asked) as work, listening(running) as on_event:
         decided = lessen.plan(model, work=work, fresh=fresh, on_event=on_event, **asked)
     if running.json:
-        emit("plan", {"out": out, "records": decided.records})
+        emit("plan", {"out": out, "records": decided.records, "notes": decided.notes})
         return
     header = ("unit", "action", "before", "after", "bits", "error", "method")
     rows = [(r.unit, r.action, str(r.shape_before), str(r.shape_after), number(r.bits), number(r.error), r.method) for r in decided.records]
     table(header, rows, {4, 5})
+    tell(decided.notes)
     say(f"\nlessen apply {out} carries this out" if out else "\nnothing was kept; --out DIR keeps the decisions for lessen apply")
 
 

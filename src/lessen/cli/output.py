@@ -69,6 +69,14 @@ def show(drawn: RenderableType, plain: str) -> None:
         print(plain)
 
 
+def tell(notes: Sequence[str]) -> None:
+    """Print the choices that were made for the user, a line each."""
+    if notes:
+        print()
+    for note in notes:
+        print(f"- {note}")
+
+
 def say(text: str) -> None:
     """Print a sentence as it is."""
     print(text)

@@ -8,7 +8,7 @@ from cyclopts import Group, Parameter
 
 from lessen.cli.app import app, epilogue
 from lessen.cli.options import Calibration, Running, Switch
-from lessen.cli.output import emit, say
+from lessen.cli.output import emit, say, tell
 from lessen.cli.running import listening
 
 TRAINING = Group("Training", sort_key=2)
@@ -92,5 +92,4 @@ def recover(
         emit("recover", {"student": student, "teacher": teacher, "out": out, "heldout": held, "seconds": run.seconds, "notes": run.notes})
         return
     say(f"held-out loss {held['loss_before']:.4f}, then {held['loss']:.4f}")
-    for note in run.notes:
-        say(note)
+    tell(run.notes)

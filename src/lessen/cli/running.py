@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lessen.cli.options import Evaluation, Running
-from lessen.cli.output import emit, printed, say, show
+from lessen.cli.output import emit, printed, say, show, tell
 from lessen.cli.progress import EventPrinter
 from lessen.errors import LessenError, QualityGateMissed, UsageError
 
@@ -43,6 +43,7 @@ def show_run(command: str, run: "Run", out: Path, running: Running, evaluation: 
         from lessen.report import plain, summary
 
         show(summary(run), plain(run))
+        tell(run.notes)
         say(f"\n{out / 'report.html'} tells the whole story")
     with printed():
         _hold(run, evaluation)

@@ -16,7 +16,7 @@ from lessen.engine.describe import describe
 from lessen.engine.journal import Journal
 from lessen.engine.quantize import BlockPass, Text, candidates
 from lessen.engine.survey import ModelPass
-from lessen.errors import UsageError
+from lessen.errors import DamagedModel, UsageError
 from lessen.methods.rounding import Rounding
 from lessen.models.checkpoint import Checkpoint
 from lessen.models.edited import Edited
@@ -31,11 +31,13 @@ class Plan:
         source: the model they are about.
         edits: in the order in which they are to be applied; codes are read from the work directory when they are looked at.
         records: one per edit.
+        notes: choices made for the user.
     """
 
     source: Checkpoint
     edits: tuple[Edit, ...]
     records: tuple[Record, ...]
+    notes: tuple[str, ...] = ()
 
     @property
     def result(self) -> Checkpoint:
@@ -78,8 +80,12 @@ def decide(
     """
     try:
         return _decide(source, methods, text, journal, on_event, device)
-    except UsageError:
+    except (UsageError, DamagedModel):
         journal.release()
+        raise
+    except Exception:
+        if methods and methods[0].scope == "block" and journal.finished(0) <= 1:  # tables at most, which are the work of a moment
+            journal.release()
         raise
 
 
@@ -127,8 +133,9 @@ def check(checkpoint: Checkpoint, methods: Sequence[Any]) -> None:
 
 
 def job(source: Checkpoint, methods: Sequence[Any], settings: dict[str, Any]) -> dict[str, Any]:
-    """All that the bits of a result depend on, as plain data."""
-    return {"model": source.fingerprint(), "methods": [repr(method) for method in methods], **settings}
+    """All that the bits of a result depend on, as plain data, and what model and methods are called."""
+    names = {"label": source.label, "recipe": [describe(method) for method in methods]}
+    return {"model": source.fingerprint(), "methods": [repr(method) for method in methods], **names, **settings}
 
 
 def journal_at(work: Path, source: Checkpoint, methods: Sequence[Any], settings: dict[str, Any]) -> Journal:
