@@ -33,6 +33,25 @@ class Attention(nn.Module):
         return self.o(y.reshape(b, n, self.heads * self.size))
 
 
+class AsWide(nn.Module):
+    """The features of all heads are as many as those of the input, since the code says so; `wide` is asked for in two places."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.heads, self.size, self.wide = 4, 3, 12
+        self.start, self.end = nn.Linear(6, 12), nn.Linear(12, 5)
+        self.q, self.k, self.v, self.o = (nn.Linear(12, 12) for _ in range(4))
+        self.mix, self.out = nn.Linear(12, 12), nn.Linear(12, 12)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.start(x)
+        b, n, width = x.size()
+        q, k, v = (layer(x).view(b, n, self.heads, self.size).transpose(1, 2) for layer in (self.q, self.k, self.v))
+        y = F.scaled_dot_product_attention(q, k, v, scale=0.5).transpose(1, 2)
+        x = x + self.o(y.reshape(b, n, width))
+        return self.end(self.out(F.relu(self.mix(x)).view(-1, self.wide)).view(b, n, self.wide))
+
+
 class Fixed(nn.Module):
     """A size written as a number."""
 
@@ -173,5 +192,88 @@ def test_sizes_compute_like_integers_and_remember_how():
     value = (a * 2 + b) // 3 - 1
     assert value == (12 * 2 + 5) // 3 - 1 and isinstance(value, Size)
     assert evaluate(formula_of(value), {Attribute("m", "a"): 6, Attribute("m", "b"): 3}.__getitem__, lambda axis: axis.size) == 4
-    book: list[object] = []
-    assert Size(4, Attribute("m", "a"), book) ** 0.5 == 2.0 and book == [Attribute("m", "a")]
+    book: list[Any] = []
+    assert Size(4, Attribute("m", "a"), book) ** 0.5 == 2.0 and [formula_of(used) for used in book] == [Attribute("m", "a")]
+
+
+def test_what_the_code_makes_equal_is_cut_together():
+    torch.manual_seed(0)
+    model, example = AsWide().double().eval(), torch.randn(2, 7, 6, dtype=torch.float64)
+    structure = expressible(model, trace(model, example))
+    heads = next(unit for unit in structure.units if unit.kind == "heads")
+    assert {("start.weight", 0), ("q.weight", 0), ("q.weight", 1), ("o.weight", 0), ("mix.weight", 1)} <= {
+        (part.name, part.axis) for part in heads.slices
+    }
+    wide = next(unit for unit in structure.units if any(part.name == "mix.bias" for part in unit.slices))
+    assert ("out.bias", 0) in {(part.name, part.axis) for part in wide.slices}
+    edits = resizes(model, structure, [Keep(heads, torch.tensor([0, 1, 3])), Keep(wide, torch.arange(0, 12, 2))])
+    smaller = check(model, edits, example)
+    assert smaller.get_submodule("start").out_features == 9 and smaller.wide == 6
+
+
+class Scaled(nn.Module):
+    """A width whose value scales what the model computes, one that is compared with what the code expects, and rare activations."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.wide, self.high = 8, 12
+        self.a, self.b = nn.Linear(4, 8), nn.Linear(8, 12)
+        self.norm, self.c = nn.LayerNorm(12), nn.Linear(12, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = F.relu(self.a(x)).view(-1, self.wide) / self.wide**0.5
+        y = F.relu(self.b(y))
+        if y.shape != (len(x), self.high):
+            raise ValueError(f"{self.high} features expected")
+        return self.c(self.norm(y))
+
+
+def test_numbers_that_are_used_stay_those_that_are_compared_follow_and_channels_that_are_silent_count():
+    torch.manual_seed(0)
+    model, example = Scaled().double().eval(), torch.randn(2, 4, dtype=torch.float64)
+    with torch.no_grad():
+        model.b.bias.sub_(1.0)
+        assert (F.relu(model.b(F.relu(model.a(example)) / 8**0.5)) == 0).all(0).any()
+    structure = expressible(model, trace(model, example))
+    assert "a" not in {unit.name for unit in structure.units} and "its value" not in structure.held
+    unit = next(unit for unit in structure.units if any(part.name == "b.weight" for part in unit.slices))
+    smaller = check(model, resizes(model, structure, [Keep(unit, torch.arange(9))]), example)
+    assert smaller.high == 9 and smaller.wide == 8
+
+
+class Packed(nn.Module):
+    """Experts in one tensor whose hidden channels and whose numbers would both be called `experts`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gate = nn.Linear(6, 8)
+        self.experts = nn.ParameterDict({"up": torch.randn(8, 6, 10), "down": torch.randn(8, 10, 6)})
+
+    def forward(self, x: Tensor) -> Tensor:
+        weights, chosen = self.gate(x).softmax(-1).topk(2)
+        inside = torch.einsum("tkid,ti->tkd", self.experts["up"][chosen], x).relu()
+        return torch.einsum("tk,tkd,tkdo->to", weights, inside, self.experts["down"][chosen])
+
+
+def test_units_have_names_of_their_own():
+    torch.manual_seed(0)
+    structure = trace(Packed().double(), torch.randn(5, 6, dtype=torch.float64))
+    kinds = {unit.name: unit.kind for unit in structure.units}
+    assert len(kinds) == len(structure.units) and {"channels", "experts"} <= set(kinds.values()), structure
+
+
+def test_a_configuration_whose_numbers_follow_is_saved_as_it_was(tmp_path: Any):
+    from transformers import SegformerConfig, SegformerForImageClassification
+
+    from lessen.models import pruned
+
+    torch.manual_seed(0)
+    config = SegformerConfig(hidden_sizes=[8, 8, 12, 16], depths=[1] * 4, num_attention_heads=[1, 1, 1, 2], decoder_hidden_size=8)
+    model, example = SegformerForImageClassification(config).eval(), {"pixel_values": torch.randn(1, 3, 32, 32)}
+    structure = expressible(model, trace(model, example))
+    keeps: list[Edit] = [Keep(unit, torch.arange(unit.size // 2)) for unit in structure.units if unit.kind == "width"]
+    edits = resizes(model, structure, keeps)
+    smaller = check(model, edits, example)
+    pruned.save(smaller, edits, tmp_path / "small")
+    with torch.no_grad():
+        assert torch.equal(pruned.load(tmp_path / "small")(**example).logits, smaller(**example).logits)

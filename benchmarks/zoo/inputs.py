@@ -1,5 +1,6 @@
 """Example inputs for the architectures of the zoo, from the family and the names of the arguments alone."""
 
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -39,14 +40,29 @@ def _with(model: nn.Module, inputs: dict[str, Any]) -> dict[str, Any]:
     return inputs | {key: value for key, value in {"use_cache": False, "return_dict": True}.items() if key in accepts(model)}
 
 
-def _text(model: nn.Module) -> Iterator[dict[str, Any]]:
+def _text(model: Any) -> Iterator[dict[str, Any]]:
+    """Texts; first with what cross attention or an image encoder would see, so that these take part."""
+    taken = accepts(model)
     for length in (_LENGTH, 16, 64):
+        if "encoder_hidden_states" in taken and any(re.search(r"encoder_attn|cross_?att", name) for name, _ in model.named_modules()):
+            width = next((getattr(model.config, k) for k in _READ if isinstance(getattr(model.config, k, None), int)), 128)
+            yield _with(model, {"input_ids": _ids(length), "encoder_hidden_states": _noise(_BATCH, 7, width)})
+        if "pixel_values" in taken and length == _LENGTH:
+            for height, width in _sizes(model.config)[:3]:
+                yield _with(model, {"input_ids": _ids(length), "pixel_values": _noise(_BATCH, 3, height, width)})
         yield _with(model, {"input_ids": _ids(length)})
 
 
-def _pairs(model: nn.Module) -> Iterator[dict[str, Any]]:
+_READ = ("cross_attention_hidden_size", "d_model", "hidden_size")
+
+
+def _pairs(model: Any) -> Iterator[dict[str, Any]]:
+    taken = accepts(model)
+    if "input_features" in taken:
+        yield from _heard(model)
     for length in (_LENGTH, 16, 64):
-        yield _with(model, {"input_ids": _ids(length), "decoder_input_ids": _ids(7, seed=1)})
+        pair = {"input_ids": _ids(length)}
+        yield _with(model, pair | ({"decoder_input_ids": _ids(7, seed=1)} if "decoder_input_ids" in taken else {}))
 
 
 def _sizes(config: Any) -> list[tuple[int, int]]:
@@ -84,8 +100,10 @@ def _patches(model: Any) -> dict[str, Any]:
     }
 
 
-def _sound(model: Any) -> Iterator[dict[str, Any]]:
+def _sound(model: Any, beside: bool = True) -> Iterator[dict[str, Any]]:
     taken = accepts(model)
+    if beside and "input_ids" in taken and "input_features" in taken:
+        yield from _heard(model)
     extra: dict[str, Any] = {"decoder_input_ids": _ids(7, seed=1)} if "decoder_input_ids" in taken else {}
     mels = next(
         (
@@ -118,6 +136,26 @@ def _sound(model: Any) -> Iterator[dict[str, Any]]:
         yield _with(model, {name: _noise(_BATCH, length, mels)} | extra)
 
 
+def _heard(model: Any) -> Iterator[dict[str, Any]]:
+    """Sound and a text that speaks of it: as many tokens for the sound as the model makes features of it."""
+    token = _token(model, "audio_token_id", "audio_token_index", "speech_token_id")
+    if token is None:
+        return
+    taken = accepts(model)
+    for sound in _sound(model, beside=False):
+        sound = {key: value for key, value in sound.items() if key not in ("use_cache", "return_dict", "decoder_input_ids")}
+        for count in list(dict.fromkeys([_features(model, sound, taken, "get_audio_features"), 1, 4, 12])):
+            ids = torch.cat([_ids()[:, :3], torch.full((_BATCH, count), token), _ids()[:, 3:]], 1)
+            text = {"input_ids": ids} | ({"attention_mask": torch.ones_like(ids)} if "attention_mask" in taken else {})
+            yield _with(model, sound | text)
+
+
+def _token(model: Any, *names: str) -> int | None:
+    """A special token of the configuration, or of one inside it."""
+    found = (getattr(config, name) for config in _nested(model.config) for name in names if isinstance(getattr(config, name, None), int))
+    return next(found, None)
+
+
 def _nested(config: Any) -> Iterator[Any]:
     yield config
     for value in vars(config).values():
@@ -127,15 +165,7 @@ def _nested(config: Any) -> Iterator[Any]:
 
 def _image_text(model: Any) -> Iterator[dict[str, Any]]:
     taken = accepts(model)
-    token = next(
-        (
-            getattr(c, k)
-            for c in _nested(model.config)
-            for k in ("image_token_id", "image_token_index", "image_patch_id", "im_patch_id")
-            if isinstance(getattr(c, k, None), int)
-        ),
-        None,
-    )
+    token = _token(model, "image_token_id", "image_token_index", "image_patch_id", "im_patch_id")
     for pixels in _pixels(model, taken):
         sized = [_LENGTH] if token is None else list(dict.fromkeys([_features(model, pixels, taken), 1, 4, 16]))
         for count in sized:
@@ -188,9 +218,9 @@ def _pixels(model: Any, taken: set[str]) -> Iterator[dict[str, Any]]:
         yield {"flattened_patches": flat}
 
 
-def _features(model: Any, pixels: dict[str, Any], taken: set[str]) -> int:
-    """How many image tokens a text needs for these pixels, asked of the model itself; 0 if it cannot say."""
-    ask = getattr(model, "get_image_features", None) or getattr(getattr(model, "model", None), "get_image_features", None)
+def _features(model: Any, pixels: dict[str, Any], taken: set[str], how: str = "get_image_features") -> int:
+    """How many tokens a text needs for these images (or sounds), asked of the model itself; 0 if it cannot say."""
+    ask = getattr(model, how, None) or getattr(getattr(model, "model", None), how, None)
     if ask is None:
         return 0
     try:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from benchmarks.zoo.hub import run
 from lessen.errors import LessenError
-from lessen.structure.check import KeptNorms, cut_sizes, described
+from lessen.structure.check import KeptNorms, described, left_of
 
 TOLERANCE = 1e-6
 REMOVED = 0.10
@@ -41,7 +41,7 @@ def judge(original: nn.Module, smaller: nn.Module, inputs: Any) -> dict[str, Any
     masked = copy.deepcopy(original)
     untied = _untie(masked, smaller)
     _mask(masked, smaller)
-    with KeptNorms(cut_sizes(dict(original.named_parameters()), dict(smaller.named_parameters()))):
+    with KeptNorms(left_of(dict(masked.named_parameters()), dict(smaller.named_parameters()))):
         wanted = run(masked, inputs)
     if len(found) != len(wanted) or found[0].shape != wanted[0].shape:
         raise Wrong("the shape of the output changed", silent=True)

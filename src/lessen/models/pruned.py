@@ -11,6 +11,8 @@ was then done to it:
 `load` makes the model that was cut, cuts it the same way, and fills it. Nothing is pickled.
 """
 
+import copy
+import functools
 import importlib
 import json
 import shutil
@@ -23,7 +25,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from lessen.core.apply import apply
-from lessen.core.edit import Edit, load_edits, save_edits
+from lessen.core.edit import Edit, Resize, load_edits, save_edits
 from lessen.errors import LessenError, UsageError, one_line
 
 
@@ -63,8 +65,7 @@ def save(model: nn.Module, edits: Sequence[Edit], folder: Path, made_by: str | N
         save_file({name: state[name].contiguous().clone() for name in first.values()}, aside / "model.safetensors", {"format": "pt"})
         save_edits(aside / "edits.safetensors", edits)
         if made_by.startswith("transformers:"):
-            config: Any = getattr(model, "config", None)
-            (aside / "config.json").write_text(config.to_json_string(use_diff=False))
+            (aside / "config.json").write_text(_before(model, edits).to_json_string(use_diff=False))
         dtypes = {str(p.dtype).removeprefix("torch.") for p in model.parameters() if p.is_floating_point()}
         about = {"pruned": {"made_by": made_by, "dtype": dtypes.pop() if len(dtypes) == 1 else None}}
         (aside / "lessen.json").write_text(json.dumps(about, indent=1) + "\n")
@@ -72,6 +73,23 @@ def save(model: nn.Module, edits: Sequence[Edit], folder: Path, made_by: str | N
     except BaseException:
         shutil.rmtree(aside, ignore_errors=True)
         raise
+
+
+def _before(model: nn.Module, edits: Sequence[Edit]) -> Any:
+    """The configuration of the whole model with the numbers that edits changed as they were."""
+    config: Any = copy.deepcopy(getattr(model, "config", None))
+    for edit in edits:
+        if isinstance(edit, Resize) and edit.name.startswith("config."):
+            *way, key = edit.name.removeprefix("config.").split(".")
+            owner = functools.reduce(getattr, way, config)
+            key, _, index = key.partition("[")
+            if index:
+                values = list(getattr(owner, key))
+                values[int(index[:-1])] = edit.before
+                setattr(owner, key, type(getattr(owner, key))(values))
+            else:
+                setattr(owner, key, edit.before)
+    return config
 
 
 def load(folder: Path) -> nn.Module:

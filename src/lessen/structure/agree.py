@@ -4,9 +4,9 @@
     ...
     return self.out(heads.reshape(batch, seq, width))
 
-says that heads times features of a head are as many as the features of `x`, whatever the operations in between say. Cutting one without
-the other would make the `reshape` fail, so that neither could be cut. Unified, they can be cut together: the rule of `nn.MultiheadAttention`,
-found in any code. Two kinds of number tell:
+says that heads times features of a head are as many as the features of `x`, whatever the operations in between say. Cutting one
+without the other would make the `reshape` fail, so that neither could be cut. Unified, they can be cut together, as the width and the
+heads of `nn.MultiheadAttention` are. Two kinds of number tell:
 
     a product of sizes of tensors       is the axis that it is given for
     an attribute given for two axes     makes them one, as it can have but one value

@@ -4,8 +4,9 @@ Both models are made from copies in float64 and run on the same inputs. If slice
 for itself is wrong, the two disagree or the smaller one does not run; either is an error, and the model is as it was.
 
 One thing must be allowed for. A norm divides by something that it takes over *all* channels; zeroed ones still count. So the masked
-model is run with norms that count only channels that are left: those that are not zero everywhere (`KeptNorms`). Channels of a masked
-residual stream are exactly zero, since all that writes to them is, and a channel that carries values is not, for real numbers.
+model is run with norms that count only channels that are left (`KeptNorms`). Channels of a masked residual stream are exactly zero,
+since all that writes to them is. Channels that an activation happens to leave at zero for the whole example are zero, too, but they
+count: so the channels that are left are looked up among those that the cut left in any tensor, and must cover all that are not zero.
 """
 
 import copy
@@ -32,12 +33,12 @@ class KeptNorms(TorchDispatchMode):
     """Means, variances and norms over a masked axis count only what is not zero everywhere.
 
     Args:
-        sizes: (size before, size after) of every axis that was cut.
+        left: size before -> the index sets that are left of axes of this size, from `left_of`.
     """
 
-    def __init__(self, sizes: set[tuple[int, int]]):
+    def __init__(self, left: "Left"):
         super().__init__()
-        self.sizes = sizes
+        self.sets = left
         self._centred: WeakIdKeyDictionary = WeakIdKeyDictionary()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -54,13 +55,13 @@ class KeptNorms(TorchDispatchMode):
 
     def left(self, x: Tensor, dim: int) -> Tensor | None:
         """Indices along a dimension that are not zero everywhere; None if nothing was cut there."""
-        dim %= x.dim()
-        after = {b for a, b in self.sizes if a == x.shape[dim]}
-        if not after:
+        sets = self.sets.get(x.shape[dim % x.dim()], ())
+        if not sets:
             return None
-        alive = (x != 0).movedim(dim, 0).flatten(1).any(1)
-        count = int(alive.sum())
-        return alive.nonzero()[:, 0] if count in after else None
+        alive = _alive(x, dim)
+        fits = [kept for kept in sets if alive <= kept]
+        kept = fits[0] if len(fits) == 1 else alive if any(len(alive) == len(kept) for kept in sets) else None
+        return None if kept is None else torch.tensor(sorted(kept))
 
     def reduced(self, func: Any, args: Any, kwargs: Any) -> Any:
         """mean and var over dimensions."""
@@ -122,10 +123,33 @@ _ACTIONS: dict[str, _Action] = {
 }
 
 
-def cut_sizes(before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> set[tuple[int, int]]:
-    """(size before, size after) of every axis of every tensor that became shorter."""
-    pairs = ((before[n], after[n]) for n in before.keys() & after.keys() if before[n].dim() == after[n].dim())
-    return {(a, b) for x, y in pairs for a, b in zip(x.shape, y.shape, strict=True) if a != b}
+Left = Mapping[int, set[frozenset[int]]]
+"""Size of an axis before the cut -> the sets of indices that are left of axes of this size."""
+
+
+def left_of(masked: Mapping[str, Tensor], sliced: Mapping[str, Tensor]) -> Left:
+    """What is left of every axis that became shorter: as many indices of the masked tensor as are not zero everywhere.
+
+    >>> masked = {"w": torch.tensor([[1.0, 0.0, 2.0], [0.5, 0.0, 1.5]])}
+    >>> left_of(masked, {"w": torch.ones(2, 2)})
+    {3: {frozenset({0, 2})}}
+    """
+    found: dict[int, set[frozenset[int]]] = {}
+    for name in masked.keys() & sliced.keys():
+        whole, part = masked[name].detach(), sliced[name]
+        if whole.dim() != part.dim() or not whole.numel():
+            continue
+        for dim, (before, after) in enumerate(zip(whole.shape, part.shape, strict=True)):
+            if before != after:
+                kept = _alive(whole, dim)
+                if len(kept) == after:
+                    found.setdefault(before, set()).add(kept)
+    return found
+
+
+def _alive(x: Tensor, dim: int) -> frozenset[int]:
+    """Indices along a dimension at which a tensor is not zero everywhere."""
+    return frozenset((x != 0).movedim(dim, 0).reshape(x.shape[dim], -1).any(1).nonzero()[:, 0].tolist())
 
 
 def answers(out: Any) -> Iterator[Tensor]:
@@ -155,8 +179,7 @@ def check(model: nn.Module, edits: Sequence[Edit], inputs: Any, tolerance: float
     wide = copy.deepcopy(model).double().eval()
     sliced = apply(copy.deepcopy(wide), edits)
     masked = apply(wide, edits, mode="mask")
-    sizes = cut_sizes(_named(masked), _named(sliced))
-    wanted = _run(masked, inputs, KeptNorms(sizes), where)
+    wanted = _run(masked, inputs, KeptNorms(left_of(_named(masked), _named(sliced))), where)
     found = _run(sliced, inputs, None, where)
     pairs = [(a, b) for a, b in zip(found, wanted, strict=len(found) == len(wanted)) if a.shape == b.shape]
     if not pairs:

@@ -2,7 +2,8 @@
 
 slices      where the channels of a leaf axis lie in a dimension: runs of `span` indices a channel, `repeat` times at a `stride`
 kind        from the marks that the rules left: a batch axis of a product of activations is "heads" ("kv_group" if it is repeated for
-            several queries), what is summed inside a head "head_dim", an axis that norms look at as a whole "width", else "channels"
+            several queries), what is summed inside a head "head_dim", an axis that norms look at as a whole "width" (also where it is
+            seen as heads times this axis, and stands on both sides of a matrix), else "channels"
 name        the module that holds all of its tensors, or the tensor that makes it
 chain       tensor by tensor, through which operations it is tied to the ones before
 """
@@ -19,12 +20,13 @@ from lessen.structure.zeros import ALIVE
 Dims = Mapping[str, Sequence[Axis]]
 
 
-def couple(axes: Axes, dims: Dims) -> tuple[list[Unit], dict[Axis, str]]:
+def couple(axes: Axes, dims: Dims, taken: Iterable[str] = ()) -> tuple[list[Unit], dict[Axis, str]]:
     """Units of every free class of axes, in the order of the tensors, and the name of the unit of each leaf.
 
     Args:
         axes: where they were made.
         dims: tensor name -> its axes, of the tensors that took part in the forward pass.
+        taken: names that other units have.
     """
     places = _places(dims)
     for leaf in places:
@@ -32,7 +34,7 @@ def couple(axes: Axes, dims: Dims) -> tuple[list[Unit], dict[Axis, str]]:
             axes.pin(leaf, f"{leaf.marks[ALIVE]} sums over it what zero weights do not make zero, so that a cut could not be proven")
     places = {leaf: at for leaf, at in places.items() if leaf.pin is None}
     kinds: dict[Axis, Kind] = {leaf: _kind(leaf, dims, at) for leaf, at in places.items()}
-    names = _names({leaf: [name for name, _ in at] for leaf, at in places.items()}, kinds)
+    names = _names({leaf: [name for name, _ in at] for leaf, at in places.items()}, kinds, taken)
     return [_unit(axes, dims, leaf, at, names[leaf], kinds[leaf]) for leaf, at in places.items()], names
 
 
@@ -192,7 +194,12 @@ def _kind(leaf: Axis, dims: Dims, at: Sequence[tuple[str, int]]) -> Kind:
     if "heads" in leaf.marks:
         repeated = any(_has_query_factor(dims[name][dim], leaf) for name, dim in at)
         return "kv_group" if repeated else "heads"
-    if "inner" in leaf.marks and any(_beside_heads(dims[name][dim], leaf) for name, dim in at):
+    both_sides = len({name for name, _ in at}) < len({*at})
+    if (
+        "inner" in leaf.marks
+        and any(_beside_heads(dims[name][dim], leaf) for name, dim in at)
+        and not (both_sides and "normed" in leaf.marks)
+    ):
         return "head_dim"
     return "width" if "normed" in leaf.marks else "channels"
 
@@ -216,13 +223,13 @@ def _beside_heads(axis: Axis, leaf: Axis) -> bool:
     return False
 
 
-def _names(tensors: Mapping[Axis, Sequence[str]], kinds: Mapping[Axis, str]) -> dict[Axis, str]:
+def _names(tensors: Mapping[Axis, Sequence[str]], kinds: Mapping[Axis, str], others: Iterable[str]) -> dict[Axis, str]:
     """A unique name for each: the module that holds all tensors, else the module of the first, with the kind where that is taken."""
     common = {leaf: _holder(names) for leaf, names in tensors.items()}
     counts: dict[str, int] = {}
     for path in common.values():
         counts[path] = counts.get(path, 0) + 1
-    taken: set[str] = set()
+    taken = set(others)
     named: dict[Axis, str] = {}
     for leaf, names in tensors.items():
         path = common[leaf]
@@ -231,7 +238,8 @@ def _names(tensors: Mapping[Axis, Sequence[str]], kinds: Mapping[Axis, str]) -> 
         plain = [path] if path and counts[path] == 1 and kind not in ("width", "head_dim") else []
         options = [*plain, ".".join(filter(None, (path, kind)))] if kind in ("heads", "kv_group", "width", "head_dim") else [*plain, maker]
         options += [f"{maker}.{kind}", *(f"{maker}.{kind}{n}" for n in range(2, 10_000))]
-        named[leaf] = next(option for option in options if option not in taken)
+        # `experts` counts experts, see below; what is inside them is called otherwise.
+        named[leaf] = next(option for option in options if option not in taken and option.rpartition(".")[2] != "experts")
         taken.add(named[leaf])
     return named
 

@@ -66,7 +66,7 @@ class Size(int):
     def use(self) -> int:
         """The plain value, for a computation that is not about sizes: a scale of one over the root of the width. It must not change."""
         if self.book is not None:
-            self.book.append(self.formula)
+            self.book.append(self)
         return int(self)
 
     __hash__ = int.__hash__

@@ -152,9 +152,10 @@ def trace(
         watch.notes[f"traced with real weights, since without values there was {error.got}"] = None
     agree(watch.axes, watch.sites)
     live = {name: axes for name, axes in dims.items() if name in used}
-    units, names = couple(watch.axes, live)
+    blocks = layers(watch.residual, freeze)
+    units, names = couple(watch.axes, live, [block.name for block in blocks])
     packed, of_experts = experts(live)
-    found = [*units, *packed, *layers(watch.residual, freeze)]
+    found = [*units, *packed, *blocks]
     held = {f"{n}[{d}]": reason for n, axes in dims.items() for d, a in enumerate(axes) if (reason := _held(a, n in used))}
     return Structure(
         units=tuple(found),

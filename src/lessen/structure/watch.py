@@ -28,7 +28,7 @@ from lessen.errors import LessenError
 from lessen.structure.axes import Axes, Axis, describe, pinned
 from lessen.structure.rules import RULES, Call, Rule, elementwise, is_pointwise
 from lessen.structure.rules.call import Book
-from lessen.structure.sizes import Formula, Size, attributes_in, evaluate, shape_of
+from lessen.structure.sizes import Formula, Size, attributes_in, formula_of, shape_of
 from lessen.structure.zeros import Zeros, memory
 
 
@@ -51,6 +51,20 @@ class Site:
     def __str__(self) -> str:
         given = ", ".join(f"{n} = {describe(a)}" for n, a in zip(self.sizes, self.axes, strict=True))
         return f"{self.module or 'the model'}: {self.call}({given})"
+
+
+class _Values(list[Any]):
+    """Formulae whose value was used, each with the module that ran."""
+
+    def __init__(self, watch: "Watch"):
+        super().__init__()
+        self.watch = watch
+        self.where: dict[tuple[str, Formula, int], None] = {}
+
+    def append(self, formula: Formula) -> None:
+        """Note a formula, or a number that has one."""
+        number = int(formula) if isinstance(formula, Size) else formula.size if isinstance(formula, Axis) else 0
+        self.where[self.watch.module, formula_of(formula) if isinstance(formula, Size) else formula, number] = None
 
 
 class Watch(Book):
@@ -78,7 +92,7 @@ class Watch(Book):
         self.residual: dict[str, None] = {}
         self.notes: dict[str, None] = {}
         self.sites: list[Site] = []
-        self.values: list[Formula] = []
+        self.values = _Values(self)
         self.touched: set[int] = set()
         self._of: WeakIdKeyDictionary = WeakIdKeyDictionary()
         self._static: WeakIdKeyDictionary = WeakIdKeyDictionary()
@@ -88,18 +102,15 @@ class Watch(Book):
         self.zeros = Zeros()
 
     def constants(self) -> list[Site]:
-        """Sizes whose values were used in arithmetic, as sites that cannot change."""
+        """Sizes whose values were used in arithmetic, as sites that cannot change, and those that were compared, which stay equal."""
         found: list[Site] = []
-        for formula in dict.fromkeys(self.values):
+        for module, formula, number in self.values.where:
             compared = formula[1:] if isinstance(formula, tuple) and formula[0] == "==" else ()
             for one, other in (compared, compared[::-1]) if compared else ():
-                owners = [attribute.owner for attribute in attributes_in(one)]
-                if isinstance(other, Axis) and owners and not any(owner.startswith("config:") for owner in owners):
-                    found.append(Site(owners[0], "comparison", (Size(other.size, one),), (other,)))
-            if not compared and not any(True for _ in attributes_in(formula)):
-                number = evaluate(formula, lambda attribute: 0, lambda axis: axis.size)
-                if number > 0:
-                    found.append(Site("", "arithmetic", (Size(number, formula),), (self.axes.leaf(number, pin="its value is used"),)))
+                if isinstance(other, Axis) and any(True for _ in attributes_in(one)):
+                    found.append(Site(module, "comparison", (Size(other.size, one),), (other,)))
+            if number > 0:
+                found.append(Site(module, "arithmetic", (Size(number, formula),), (self.axes.leaf(number, pin="its value is used"),)))
         return found
 
     @property
