@@ -15,12 +15,12 @@ README = ROOT / "README.md"
 
 
 def quality() -> str:
-    """llm_quant on the rescaled variant: one row a method and grid."""
+    """llm_quant: one row a method and grid, the rotated variant last."""
     lines = ["| grid | method | bits per weight | KL near | KL far | top-1 far | CPU-s | peak MB |", "|---|---|--:|--:|--:|--:|--:|--:|"]
-    for row in _rows("llm_quant"):
-        if row.get("variant") != "rescaled" or row.get("near_kld") is None or row.get("method") == "float32":
+    for row in sorted(_rows("llm_quant"), key=lambda row: row.get("variant") == "rotated"):
+        if row.get("near_kld") is None or row.get("method") == "float32":
             continue
-        grid = f"W{row['bits']} g{row['group'] or 'row'}"
+        grid = f"W{row['bits']} g{row['group'] or 'row'}{', rotated' if row['variant'] == 'rotated' else ''}"
         columns = (("bpw", 2), ("near_kld", 3), ("far_kld", 3), ("far_top1", 3), ("cpu_seconds", 0), ("peak_mb", 0))
         lines.append(f"| {grid} | {row['method']} | {' | '.join(_figure(row, key, digits) for key, digits in columns)} |")
     return "\n".join(lines)

@@ -95,7 +95,7 @@ def proof(arguments: Row) -> Row:
 
 
 def export(arguments: Row) -> Row:
-    """Decide a recipe and write exports: {smoke, variant, method, work, out, formats}."""
+    """Decide a recipe and write exports: {smoke, variant, method (or a list), work, out, formats}."""
     from lessen.export import export
 
     result, _ = _planned(arguments)
@@ -142,13 +142,14 @@ def _job(arguments: Row) -> Any:
 
     found = material(arguments["smoke"])
     default = arguments["method"] == "default"
-    methods: Any = None if default else recipe.from_json([arguments["method"]])
+    whole = isinstance(arguments["method"], list)  # a recipe, tables included
+    methods: Any = None if default else recipe.from_json(arguments["method"] if whole else [arguments["method"]])
     blind = methods is not None and not any(method.needs or hasattr(method, "candidates") for method in methods)
     windows = found.windows("calibration", "heldout")
     # The last ninth is held out by lessen: just the windows of that name. A method that looks at no data is not made to walk over it.
     text = None if blind else torch.cat([windows["calibration"], windows["heldout"]])
     written = arguments.get("written")
-    request = job.Request(recipe=methods, calibration=text, embeddings=default, written=written)
+    request = job.Request(recipe=methods, calibration=text, embeddings=default or whole, written=written)
     return job.prepare(job.settled(found.model(arguments["variant"]), request), request, Path(arguments["work"]))
 
 
