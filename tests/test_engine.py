@@ -123,6 +123,56 @@ def test_a_changed_option_is_refused_by_name(tmp_path):
         planned(tmp_path, [RTN(**GRID)], changed)
 
 
+def test_other_methods_are_told_with_what_sets_them_apart(tmp_path):
+    source, tables = checkpoint(), RTN(8, 16, on="embeddings")
+    planned(tmp_path, [tables, Select((GPTQ(**GRID), RTN(**GRID)))], source)
+    told = (
+        r"methods: got RTN\(bits=3, group=16\), wanted Select\(candidates=\[GPTQ\(bits=3, group=16\), RTN\(bits=3, group=16\)\]\), "
+        r"as when this run began; .*--fresh"
+    )
+    with pytest.raises(UsageError, match=told):
+        planned(tmp_path, [tables, RTN(**GRID)], source)
+
+
+def test_another_model_is_told_by_its_name(tmp_path):
+    first, second = checkpoint(), checkpoint(seed=5)
+    first.label, second.label = "models/first", "models/second"
+    planned(tmp_path, [RTN(**GRID)], first)
+    with pytest.raises(UsageError, match=r"model: got models/second, wanted models/first, as .*--fresh"):
+        planned(tmp_path, [RTN(**GRID)], second)
+    second.label = "models/first"
+    with pytest.raises(UsageError, match="model: got models/first with other weights, wanted models/first as it was"):
+        planned(tmp_path, [RTN(**GRID)], second)
+    first.label = "elsewhere"  # moved, and the same model still
+    assert planned(tmp_path, [RTN(**GRID)], first).records
+
+
+def spoilt(block: int) -> Any:
+    """A model with a weight that is no number in one block."""
+    model = decoder("llama", torch.float32, hidden_size=48, intermediate_size=96, num_attention_heads=6, num_key_value_heads=2)
+    model.get_submodule(f"model.layers.{block}.mlp.down_proj").weight.data[0, 0] = torch.nan  # pyright: ignore
+    return open_checkpoint(model)
+
+
+@pytest.mark.parametrize("block", [0, 1])
+def test_a_model_that_can_never_be_finished_binds_nobody(tmp_path, block):
+    methods = [RTN(8, 16, on="embeddings"), RTN(**GRID)]
+    with pytest.raises(LessenError, match="wanted finite weights"):
+        planned(tmp_path / "work", methods, spoilt(block))
+    assert not (tmp_path / "work").exists()
+
+
+def test_an_error_before_the_first_block_is_finished_binds_nobody(tmp_path, monkeypatch):
+    def failing(*_, **__):
+        raise LessenError("block", got="a fault", wanted="none")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("lessen.engine.quantize.collect", failing)
+        with pytest.raises(LessenError, match="a fault"):
+            planned(tmp_path / "work", [RTN(8, 16, on="embeddings"), RTN(**GRID)])
+    assert not (tmp_path / "work").exists()
+
+
 def test_a_recipe_that_is_refused_after_its_first_pass_binds_nobody(tmp_path):
     source = checkpoint()
     with pytest.raises(UsageError, match="input features in groups of 8"):

@@ -27,6 +27,10 @@ class UsageError(LessenError):
     exit_code = 2
 
 
+class DamagedModel(LessenError):
+    """Weights that no run can use, so that nothing finished for them is worth keeping (exit code 1)."""
+
+
 class QualityGateMissed(LessenError):
     """The result was written, and is worse than the user allows (exit code 3)."""
 

@@ -10,11 +10,15 @@ def describe(method: Any) -> str:
     >>> from lessen.methods.rtn import RTN
     >>> describe(RTN(bits=3, scale="mse"))
     "RTN(bits=3, group=32, scale='mse')"
+    >>> from lessen.methods.select import Select
+    >>> describe(Select((RTN(bits=3), RTN(bits=4))))
+    'Select(candidates=[RTN(bits=3, group=32), RTN(bits=4, group=32)])'
     """
     shown = []
     for field in fields(method):
         value = getattr(method, field.name)
         default = field.default_factory() if field.default_factory is not MISSING else field.default
         if field.name in ("bits", "group", "ratio") or value != default:
-            shown.append(f"{field.name}={[describe(v) for v in value]}" if field.name == "candidates" else f"{field.name}={value!r}")
+            told = f"[{', '.join(map(describe, value))}]" if field.name == "candidates" else repr(value)
+            shown.append(f"{field.name}={told}")
     return f"{type(method).__name__}({', '.join(shown)})"

@@ -140,5 +140,6 @@ def agree(folder: Path, job: Mapping[str, Any], partly: bool = False) -> None:
     change = first_change(json.loads(path.read_text()), json.loads(json.dumps(job)), partly)
     if change is not None:
         where, got, wanted = change
-        remedy = f"give the old value, or add --fresh to begin again without what is kept in {folder}"
+        first = {"model": "choose another --out", "methods": "give the same methods"}.get(where, "give the old value")
+        remedy = f"{first}, or add --fresh to begin again without what is kept in {folder}"
         raise UsageError(where, got=got, wanted=f"{wanted}, as when this run began", remedy=remedy)

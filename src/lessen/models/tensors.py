@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lessen.errors import LessenError
+from lessen.errors import DamagedModel, LessenError
 
 _DTYPES = {
     "F64": torch.float64,
@@ -149,13 +149,13 @@ def checked(tensor: Tensor, where: str) -> Tensor:
 
     >>> checked(torch.tensor([1.0, float("nan")]), "norm")
     Traceback (most recent call last):
-    lessen.errors.LessenError: norm: got 1 NaN or infinite value of 2, wanted finite weights; use an undamaged copy of the model
+    lessen.errors.DamagedModel: norm: got 1 NaN or infinite value of 2, wanted finite weights; use an undamaged copy of the model
     """
     if tensor.is_floating_point() and tensor.element_size() > 1:
         bad = int(tensor.numel() - torch.isfinite(tensor).sum())
         if bad:
             got = f"{bad} NaN or infinite value{'s' if bad > 1 else ''} of {tensor.numel()}"
-            raise LessenError(where, got=got, wanted="finite weights", remedy="use an undamaged copy of the model")
+            raise DamagedModel(where, got=got, wanted="finite weights", remedy="use an undamaged copy of the model")
     return tensor
 
 
