@@ -25,7 +25,7 @@ import hashlib
 import json
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -239,26 +239,20 @@ def _sizes(made: Any) -> Row:
 
 
 def goals(rows: list[Row]) -> list[Goal]:
-    """SAMP-style against the best other ranking, means over the seeds that were measured, after the same training."""
+    """SAMP-style against the best other ranking after the same training, means over the seeds that every method was measured with."""
     found = []
     for percent in REMOVED:
+        these = [row for row in rows if (row["material"], row["removed"]) == ("scenes", percent)]
+        seeds = [
+            seed for seed in {row["seed"] for row in these} if {*OTHERS, SAMP_STYLE} <= {r["method"] for r in these if r["seed"] == seed}
+        ]
+        counted = f"{len(seeds)} seed{'' if len(seeds) == 1 else 's'}"
         for key, name in (("map", "search mAP"), ("ap", "detection AP")):
-            means = {m: _mean(rows, percent, m, key) for m in (*OTHERS, SAMP_STYLE)}
-            ours = means.pop(SAMP_STYLE)
-            best = max((value for value in means.values() if value is not None), default=None)
-            gain = None if ours is None or best is None else ours - best
-            found.append(at_least(f"scenes, {percent} % of MACs, {_seeds(rows)}: {name} of SAMP-style minus the best other", gain, 0.0))
+            means = {method: _mean(these, method, seeds, key) for method in (*OTHERS, SAMP_STYLE)} if seeds else {}
+            gain = means.pop(SAMP_STYLE) - max(means.values()) if means else None
+            found.append(at_least(f"scenes, {percent} % of MACs, {counted}: {name} of SAMP-style minus the best other", gain, 0.0))
     return found
 
 
-def _seeds(rows: list[Row]) -> str:
-    """How many seeds of the scenes have been measured with every method at every budget."""
-    tried = {row["seed"] for row in rows if row["material"] == "scenes"}
-    wanted = {(percent, method) for percent in REMOVED for method in (*OTHERS, SAMP_STYLE)}
-    whole = [s for s in tried if wanted <= {(r["removed"], r["method"]) for r in rows if (r["material"], r["seed"]) == ("scenes", s)}]
-    return f"{len(whole)} whole seed{'' if len(whole) == 1 else 's'}"
-
-
-def _mean(rows: list[Row], percent: int, method: str, key: str) -> float | None:
-    values = [r["after"][key] for r in rows if (r["material"], r["removed"], r["method"]) == ("scenes", percent, method)]
-    return statistics.fmean(values) if values else None
+def _mean(rows: list[Row], method: str, seeds: Sequence[int], key: str) -> float:
+    return statistics.fmean(row["after"][key] for row in rows if row["method"] == method and row["seed"] in seeds)
