@@ -90,7 +90,9 @@ def test_text_files_lines_and_directories_are_read(tmp_path):
         ("bad.txt", b"ab\xff", "byte 0xff at offset 2"),
         ("bad.jsonl", b'{"text": "a"}\n{"text"\n', r"bad.jsonl:2: got Expecting ':' delimiter"),
         ("list.jsonl", b"[1]\n", "list.jsonl:1: got a JSON list"),
-        ("other.jsonl", b'{"texts": "a"}\n', "no field 'text'.*did you mean texts"),
+        ("other.jsonl", b'{"texts": "a"}\n', "no field 'text', wanted a string there; rename the field 'texts' to 'text'"),
+        ("two.jsonl", b'{"body": "a", "title": "b"}\n', r"rename the one that holds the text \(body, title\) to 'text'"),
+        ("none.jsonl", b'{"foo": 1}\n', "give every line a field 'text' that holds its text"),
         ("number.jsonl", b'{"text": 3}\n', "a int in field 'text'"),
         ("folder", None, "0 .txt and .jsonl files"),
     ],
@@ -125,6 +127,15 @@ def test_windows_are_pieces_of_the_text_that_never_overlap(count, length, extra,
 
 def test_another_seed_draws_other_windows():
     assert not torch.equal(windows(Letters(), numbered(400), 4, 8, 0), windows(Letters(), numbered(400), 4, 8, 1))
+
+
+def test_a_short_text_is_named_by_its_path(tmp_path):
+    path = tmp_path / "short.txt"
+    path.write_text("\x05\x06")
+    for read in (lambda t: windows(Letters(), t, 2, 8, 0), lambda t: sequential_windows(Letters(), t, 8)):
+        with pytest.raises(LessenError) as raised:
+            read(read_text(path))
+        assert raised.value.where == str(path)
 
 
 def test_documents_are_joined_with_the_end_of_text_token():

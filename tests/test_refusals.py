@@ -54,6 +54,25 @@ def test_a_run_that_cannot_end_well_does_not_begin(request_, wanted, tiny_model,
     assert not list(tmp_path.iterdir())
 
 
+def test_a_hopeless_text_is_told_before_any_other_is_read(tiny_model, tmp_path, monkeypatch):
+    from lessen.evaluate import texts
+
+    monkeypatch.setattr(texts, "read", lambda *_, **__: pytest.fail("the texts to judge on were read"))
+    short = tmp_path / "short.txt"
+    short.write_text("hello world!\n")
+    for job_ in (
+        lambda: lessen.compress(tiny_model, tmp_path / "out", calibration=short),
+        lambda: lessen.plan(tiny_model, calibration=short),
+    ):
+        with pytest.raises(LessenError, match=r"short\.txt: got \d+ tokens, wanted \d+ for \d+ windows of \d+; give more text"):
+            job_()
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_text_for_methods_that_read_none_is_not_read(tiny_model, tmp_path):
+    job.enough_text(job.settled(tiny_model, job.Request(recipe=[RTN(scale="absmax")])), job.Request(calibration=tmp_path / "nowhere"))
+
+
 def test_a_text_that_is_calibrated_on_cannot_judge(tiny_model, tiny_texts, tmp_path):
     with pytest.raises(UsageError, match="which is the calibration text"):
         lessen.compress(tiny_model, tmp_path / "out", calibration=tiny_texts[0], evaluation=[tiny_texts[0]])

@@ -73,9 +73,7 @@ def settle(source: Checkpoint, wish: Wish, cache: Path | None = None, on_event: 
         own = round(own_share * count), round(own_share * held)
         windows = torch.cat([windows[: count - own[0]], windows[count : len(windows) - own[1]]])
     else:
-        count, length = amount(source, wish)
-        held = _held(count)
-        own = round(own_share * count), round(own_share * held)
+        (count, length), held, own = amount(source, wish), *_parts(source, wish, own_share)
         documents = builtin("calibration") if str(wish.source) == "builtin" else data.read_text(wish.source)
         name = documents.name
         try:
@@ -101,6 +99,29 @@ def amount(source: Checkpoint, wish: Wish) -> tuple[int, int]:
     """How many calibration windows are read from text, and their length in tokens."""
     length = min(WINDOW, int(source.config.get("max_position_embeddings") or source.config.get("n_positions") or WINDOW))
     return max(LEAST, -(-wish.tokens // length)), length
+
+
+def enough(source: Checkpoint, wish: Wish) -> None:
+    """Refuse a text of the user's that cannot be read or is too short, before anything else is done.
+
+    Raises:
+        LessenError: as `settle` would.
+    """
+    if isinstance(wish.source, Tensor) or str(wish.source) == "builtin":
+        return
+    own_share, (count, length) = share(source, wish)[0], amount(source, wish)
+    held, own = _parts(source, wish, own_share)
+    try:
+        data.check_enough(source.tokenizer(), data.read_text(wish.source), max(1, count + held - sum(own)), length)
+    except TooShort as error:
+        raise _too_short(error, own_share, count, length) from None
+
+
+def _parts(source: Checkpoint, wish: Wish, own_share: float) -> tuple[int, tuple[int, int]]:
+    """How many windows are held out, and how many of the calibration's and of those the model writes."""
+    count, _ = amount(source, wish)
+    held = _held(count)
+    return held, (round(own_share * count), round(own_share * held))
 
 
 def _held(count: int) -> int:

@@ -171,6 +171,7 @@ def _run(ref: Any, asked: "jobs.Request", wanted: _Wanted, evaluation: Any, begu
     foresee.room(found, wanted.exports or (), wanted.out.absolute(), wanted.work)
     jobs.agrees(found, asked, wanted.work)
     documents = _documents(asked, evaluation) if wanted.evaluate else ()
+    jobs.enough_text(found, asked)
     held = _windows(found, asked, documents) if wanted.evaluate else held_out.HeldOut({})
     if begun is not None and not wanted.work.exists():
         _take_over(Path(begun), wanted.work)

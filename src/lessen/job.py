@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from lessen.calibration import Wish, amount, settle, share
+from lessen.calibration import Wish, amount, enough, settle, share
 from lessen.core.event import Event, Listener
 from lessen.core.strict import strict
 from lessen.engine import dial as dials
@@ -154,6 +154,16 @@ def agrees(found: Settled, request: Request, work: Path) -> None:
     agree(work, job(found.source, found.methods, _settings_of(found, request)), partly=True)
 
 
+def enough_text(found: Settled, request: Request) -> None:
+    """Refuse a calibration text that cannot be read or is too short, before any other text is read and before the model runs.
+
+    Raises:
+        LessenError: what `prepare` would say of it.
+    """
+    if found.looks_at_data:
+        enough(found.source, _wish(request))
+
+
 def _settings_of(found: Settled, request: Request) -> dict[str, Any]:
     """What a resumed run must have in common with the one that began, known before any text is read."""
     wish = _wish(request)
@@ -231,6 +241,7 @@ def plan(
             clear(folder)
         found = settled(ref, asked)
         agrees(found, asked, folder)
+        enough_text(found, asked)
         return prepare(found, asked, folder, on_event).plan(folder, on_event)
 
 

@@ -17,12 +17,13 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from lessen.errors import LessenError, UsageError, nearest
+from lessen.errors import LessenError, UsageError
 from lessen.stats.text import Text, builtin
 
-__all__ = ["Text", "builtin", "check_disjoint", "read_text", "sequential_windows", "sha256", "tokens", "windows"]
+__all__ = ["Text", "builtin", "check_disjoint", "check_enough", "read_text", "sequential_windows", "sha256", "tokens", "windows"]
 
 NGRAM = 32
+_SURELY = 16  # characters to a token: prose has 3 to 5
 _LIVELY = 8  # distinct tokens in an n-gram; rulers ("-----") and blank tables have fewer and prove nothing
 
 
@@ -54,7 +55,7 @@ def read_text(source: str | Path, field: str = "text") -> Text:
     if not documents:
         what = f"{len(files)} .txt and .jsonl files without text" if path.is_dir() else "no text"
         raise LessenError(str(path), got=what, wanted="text", remedy="give another file")
-    return Text(path.stem or str(path), documents)
+    return Text(path.stem or str(path), documents, str(path))
 
 
 def _documents(path: Path, field: str) -> list[str]:
@@ -84,10 +85,12 @@ def _field(line: str, where: str, field: str) -> str:
     text = row.get(field)
     if not isinstance(text, str):
         strings = [key for key, value in row.items() if isinstance(value, str)]
+        remedy = f"give every line a field {field!r} that holds its text"
+        if strings:
+            which = f"the field {strings[0]!r}" if len(strings) == 1 else f"the one that holds the text ({', '.join(strings)})"
+            remedy = f"rename {which} to {field!r}"
         got = f"a {type(text).__name__} in field {field!r}" if field in row else f"no field {field!r}"
-        raise LessenError(
-            where, got=got, wanted="a string there", remedy=nearest(field, strings) if strings else "name the field of the text"
-        )
+        raise LessenError(where, got=got, wanted="a string there", remedy=remedy)
     return text
 
 
@@ -176,14 +179,30 @@ class TooShort(LessenError):
         super().__init__(where, got=f"{got} tokens", wanted=wanted, remedy=remedy)
 
 
+def check_enough(tokenizer: Tokenizer, text: Text, count: int, length: int) -> None:
+    """Refuse a text that holds fewer windows than are wanted. A text that is surely long enough is not encoded.
+
+    Args:
+        tokenizer: of the model that will read them.
+        text: the documents.
+        count: number of windows.
+        length: tokens in each.
+
+    Raises:
+        TooShort: says how many tokens there are and how many are wanted.
+    """
+    if text.characters <= _SURELY * count * length:
+        _enough(tokenizer, text, count, length)
+
+
 def _enough(tokenizer: Tokenizer, text: Text, count: int, length: int, at_most: int | None = None) -> tuple[Tensor, list[int]]:
     start = prefix(tokenizer)
     if count < 1 or length < len(start) + 2:
-        raise UsageError(text.name, got=f"{count} windows of {length} tokens", wanted=f"at least 1 window of {len(start) + 2} tokens")
+        raise UsageError(text.where, got=f"{count} windows of {length} tokens", wanted=f"at least 1 window of {len(start) + 2} tokens")
     ids = tokens(tokenizer, text, None if at_most is None else at_most * length)
     wanted = count * (length - len(start))
     if len(ids) < wanted:
-        raise TooShort(text.name, got=len(ids), wanted=f"{wanted} for {count} windows of {length}", fits=len(ids) // (length - len(start)))
+        raise TooShort(text.where, got=len(ids), wanted=f"{wanted} for {count} windows of {length}", fits=len(ids) // (length - len(start)))
     return ids, start
 
 

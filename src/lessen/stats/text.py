@@ -19,7 +19,7 @@ import re
 import sys
 import sysconfig
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from hashlib import sha256
 from pathlib import Path
@@ -37,10 +37,16 @@ _SHORTEST_DOCSTRING = 400  # characters: below that they are labels, not prose
 
 @dataclass(frozen=True)
 class Text:
-    """Documents under one name. An evaluation figure is reported under the name."""
+    """Documents under one name. An evaluation figure is reported under the name, and a message about the text says its `path`."""
 
     name: str
     documents: tuple[str, ...]
+    path: str = field(default="", compare=False)
+
+    @property
+    def where(self) -> str:
+        """What to call the text in a message: its path, if it has one."""
+        return self.path or self.name
 
     @property
     def characters(self) -> int:
