@@ -1,5 +1,6 @@
 """The benchmark's material: rendered scenes whose truth is exact, tracklets, samples, and what the figures are held against."""
 
+import pytest
 import torch
 from torch import nn
 
