@@ -12,7 +12,8 @@ import lessen
 from lessen import job
 from lessen.cli.main import run
 from lessen.errors import LessenError, UsageError
-from lessen.methods import FLAP, GPTQ, RTN, BlockInfluence, Select, Wanda
+from lessen.methods import AWQ, FLAP, GPTQ, RTN, BlockInfluence, Select, Wanda
+from tests.models_fixture import save, tiny
 
 W8 = [RTN(8, 32, symmetric=False, scale="absmax")]
 
@@ -90,6 +91,28 @@ def test_a_disk_that_is_too_small_is_told_at_once(tiny_model, tmp_path, monkeypa
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(1 << 30, 1 << 30, 1 << 20))
     with pytest.raises(LessenError, match=r"1 MB free, wanted about .* MB for this run; free space"):
         lessen.compress(tiny_model, tmp_path / "out", exports=[])
+
+
+@pytest.mark.parametrize("request_", [{}, {"to": "4bpw"}, {"recipe": [AWQ(4, 32)]}, {"recipe": [Select((GPTQ(4, 32), RTN(4, 32)))]}])
+def test_layers_that_store_their_weights_transposed_are_named(request_, tmp_path):
+    model = save(tiny("gpt2"), tmp_path / "gpt2")
+    told = r"gpt2: got 12 Conv1D layers \(transformer\.h\.0\.attn\.c_attn first\) and no nn\.Linear, wanted .*; prune .*lessen\.load"
+    with pytest.raises(UsageError, match=told) as raised:
+        lessen.compress(model, tmp_path / "out", **request_)
+    assert "stored transposed" in str(raised.value)
+
+
+def test_what_is_told_of_conv1d_can_be_followed(tmp_path):
+    from transformers.pytorch_utils import Conv1D
+
+    model = tiny("gpt2")
+    for name, part in list(model.named_modules()):
+        if isinstance(part, Conv1D):
+            linear = torch.nn.Linear(part.weight.shape[0], part.weight.shape[1])
+            linear.load_state_dict({"weight": part.weight.T, "bias": part.bias})
+            model.set_submodule(name, linear)
+    job.settled(model, job.Request(recipe=[RTN(4, 32)]))
+    job.settled(save(tiny("gpt2"), tmp_path / "gpt2"), job.Request(recipe=[BlockInfluence(), RTN(8, 32, on="embeddings")]))
 
 
 def test_what_will_fit_is_not_refused(tiny_model):

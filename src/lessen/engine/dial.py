@@ -22,7 +22,7 @@ from lessen.methods.gptq import GPTQ
 from lessen.methods.rtn import RTN
 from lessen.methods.select import Select
 from lessen.models.checkpoint import Checkpoint
-from lessen.structure.decoder import units
+from lessen.structure.decoder import units, without_linears
 
 if TYPE_CHECKING:
     from lessen.recipe import Dial
@@ -205,6 +205,8 @@ def _widths(checkpoint: Checkpoint) -> tuple[set[int], set[int]]:
     def widths(kind: str) -> set[int]:
         return {checkpoint.shape(unit.slices[0].name)[1] for unit in found if unit.kind == kind}
 
+    if not widths("linear"):
+        raise without_linears(checkpoint)
     return widths("linear"), widths("embedding")
 
 

@@ -20,7 +20,7 @@ from lessen.errors import DamagedModel, UsageError
 from lessen.methods.rounding import Rounding
 from lessen.models.checkpoint import Checkpoint
 from lessen.models.edited import Edited
-from lessen.structure.decoder import units
+from lessen.structure.decoder import units, without_linears
 
 
 @dataclass(frozen=True)
@@ -118,6 +118,8 @@ def check(checkpoint: Checkpoint, methods: Sequence[Any]) -> None:
     taken: dict[str, str] = {}
     for method in methods:
         kinds = {candidate.kind for candidate in candidates(method)}
+        if {"linear", "inputs"} & (kinds - {unit.kind for unit in found}):
+            raise without_linears(checkpoint)
         if missing := kinds - {unit.kind for unit in found}:
             raise UsageError(checkpoint.label, got=f"no {missing.pop()} units", wanted=f"some, for {describe(method)}")
         names = dict.fromkeys(part.name for unit in found if unit.kind in kinds for part in unit.slices)

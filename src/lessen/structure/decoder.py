@@ -83,6 +83,23 @@ def decoder_blocks(module: nn.Module, label: str = "model") -> tuple[str, nn.Mod
     return max(lists, key=lambda pair: sum(p.numel() for p in pair[1].parameters()))
 
 
+def without_linears(checkpoint: Checkpoint) -> UsageError:
+    """The refusal of a method for linear layers where a model has none, with the layers that it has in their place."""
+    skeleton = checkpoint.skeleton()
+    prefix, _ = decoder_blocks(skeleton, checkpoint.label)
+    blocks = [(name, type(part).__name__) for name, part in skeleton.named_modules() if name.startswith(f"{prefix}.")]
+    transposed = [name for name, kind in blocks if kind == "Conv1D"]
+    layers = "prune whole layers (--method BlockInfluence), round the token table alone (--method RTN --on embeddings)"
+    if not transposed:
+        return UsageError(checkpoint.label, got="blocks without nn.Linear", wanted="some, for a method that rounds them", remedy=layers)
+    return UsageError(
+        checkpoint.label,
+        got=f"{len(transposed)} Conv1D layers ({transposed[0]} first) and no nn.Linear",
+        wanted="nn.Linear: the weights of transformers' Conv1D are stored transposed, which no container's layout for codes knows",
+        remedy=f"{layers}, or give a factory that builds the model with an nn.Linear for each; lessen.load opens that result",
+    )
+
+
 def view(checkpoint: Checkpoint, unit: Unit) -> View:
     """The unit with its tensors: those of its slices, the biases beside them, and the producer."""
     weights = [part.name for part in (*unit.slices, *([unit.producer] if unit.producer else []))]
@@ -242,4 +259,4 @@ def _last(name: str) -> str:
     return name.rpartition(".")[2]
 
 
-__all__ = ["decoder_blocks", "describe", "units", "view", "writer"]
+__all__ = ["decoder_blocks", "describe", "units", "view", "without_linears", "writer"]
