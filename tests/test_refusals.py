@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import lessen
-from lessen import job
+from lessen import foresee, job
 from lessen.cli.main import run
 from lessen.errors import LessenError, UsageError
 from lessen.methods import AWQ, FLAP, GPTQ, RTN, BlockInfluence, Select, Wanda
@@ -32,7 +32,7 @@ def no_work(monkeypatch):
     ("request_", "wanted"),
     [
         ({"recipe": W8, "exports": []}, "asymmetric 8-bit codes"),
-        ({"recipe": [RTN(4, 16)], "exports": ["gguf"]}, "wanted a multiple of 32; quantize with group=32"),
+        ({"recipe": [RTN(4, 16)], "exports": ["gguf"]}, "wanted a multiple of 32; quantize with group=32, which divides its rows of 64"),
         ({"recipe": [RTN(4, 8)], "exports": ["onnx"]}, "wanted a multiple of 16 for ONNX Runtime"),
         ({"recipe": [Select((GPTQ(4, 16), GPTQ(3, 16)))], "exports": ["gguf"]}, "wanted a multiple of 32"),
         ({"exports": ["ggfu"]}, "did you mean gguf?"),
@@ -115,9 +115,26 @@ def test_what_is_told_of_conv1d_can_be_followed(tmp_path):
     job.settled(save(tiny("gpt2"), tmp_path / "gpt2"), job.Request(recipe=[BlockInfluence(), RTN(8, 32, on="embeddings")]))
 
 
-def test_what_will_fit_is_not_refused(tiny_model):
-    from lessen import foresee
+def test_a_remedy_names_no_container_that_refuses_too(tmp_path):
+    """OPT is known to neither: what one of them would have recommended, the other refuses."""
+    found = job.settled(save(tiny("opt", hidden_size=64, word_embed_proj_dim=64), tmp_path / "opt"), job.Request(recipe=[RTN(4, 16)]))
+    for name, other in (("gguf", "onnx"), ("onnx", "gguf")):
+        with pytest.raises(LessenError, match=f"model_type 'opt', wanted one of .*, mistral, .* for {name.upper()}") as raised:
+            foresee.result(found, [name])
+        assert raised.value.remedy == "the Hugging Face directory holds it, for transformers" and other not in str(raised.value).lower()
 
+
+def test_widths_that_no_block_divides_are_told_without_a_group_that_would_be_refused(tmp_path):
+    model = save(tiny(hidden_size=40, intermediate_size=72), tmp_path / "odd")
+    found = job.settled(model, job.Request())  # whole rows: no usual group divides 40
+    for name, least in (("gguf", 32), ("onnx", 16)):
+        with pytest.raises(LessenError) as raised:
+            foresee.result(found, [name])
+        assert raised.value.remedy is not None and "quantize with" not in raised.value.remedy
+        assert f"no multiple of {least} divides its rows of " in raised.value.remedy
+
+
+def test_what_will_fit_is_not_refused(tiny_model):
     for method in (RTN(4, 32, symmetric=False), RTN(8, 32), RTN(2, None), Select((GPTQ(4, 32),))):
         found = job.settled(tiny_model, job.Request(recipe=[method]))
         foresee.result(found, ["gguf", "onnx", "gptq"])

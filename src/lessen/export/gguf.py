@@ -23,7 +23,7 @@ from lessen.core.event import Event, Listener
 from lessen.errors import LessenError
 from lessen.export import gguf_blocks as blocks
 from lessen.export.gguf_metadata import add_model, add_tokenizer, architecture, heads, rope_divisors
-from lessen.export.grid import Grid, grid_of
+from lessen.export.grid import ELSEWHERE, Grid, grid_of
 from lessen.export.parity import NoRuntime, sampled, version
 from lessen.models.checkpoint import Checkpoint
 
@@ -117,9 +117,7 @@ def _places(checkpoint: Checkpoint) -> dict[str, str]:
     for name in checkpoint.names:
         place = table.get_name(name, try_suffixes=(".weight", ".bias"))
         if place is None:
-            raise LessenError(
-                checkpoint.label, got=f"a tensor {name}", wanted=f"tensors of llama.cpp's {arch}", remedy="export to huggingface"
-            )
+            raise LessenError(checkpoint.label, got=f"a tensor {name}", wanted=f"tensors of llama.cpp's {arch}", remedy=ELSEWHERE)
         places[name] = place
     return places
 

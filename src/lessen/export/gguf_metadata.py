@@ -16,10 +16,14 @@ import torch
 from torch import Tensor
 
 from lessen.errors import LessenError
+from lessen.export.grid import ELSEWHERE
 from lessen.models.checkpoint import Checkpoint
 
 ARCHITECTURES = {"llama": "llama", "mistral": "llama", "qwen2": "qwen2", "qwen3": "qwen3"}
 """model_type -> architecture in llama.cpp."""
+
+MOVING = ("dynamic", "longrope")
+"""Rotary angles that change with the length of the text, which no container but the Hugging Face directory can say."""
 
 _GPT4_WORDS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}%s| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 _SPLITS = {_GPT4_WORDS % "{1,3}": "llama-bpe", _GPT4_WORDS % "": "qwen2"}
@@ -31,12 +35,12 @@ def architecture(checkpoint: Checkpoint) -> str:
     kind = checkpoint.config.get("model_type")
     if kind not in ARCHITECTURES:
         wanted = f"one of {', '.join(sorted(ARCHITECTURES))} for GGUF"
-        raise LessenError(checkpoint.label, got=f"model_type {kind!r}", wanted=wanted, remedy="export to huggingface or onnx")
+        raise LessenError(checkpoint.label, got=f"model_type {kind!r}", wanted=wanted, remedy=ELSEWHERE)
     name = ARCHITECTURES[kind]
     if len(set(layer_sizes(checkpoint))) == 1:
         return name
     if name != "llama":
-        remedy = "prune all layers to the same widths, or export to huggingface or onnx"
+        remedy = "prune all layers to the same widths, or take ONNX or the Hugging Face directory"
         raise LessenError(checkpoint.label, got=f"layers of different widths in a {kind}", wanted="equal ones in llama.cpp", remedy=remedy)
     return "deci"
 
@@ -97,7 +101,9 @@ def rope_parameters(checkpoint: Checkpoint) -> dict[str, Any]:
     rope["rope_theta"] = rope.get("rope_theta") or config.get("rope_theta") or 10000.0
     if rope["rope_type"] not in ("default", "linear", "llama3") or rope.get("partial_rotary_factor", 1.0) != 1.0:
         got = f"rope scaling {rope['rope_type']!r}"
-        raise LessenError(checkpoint.label, got=got, wanted="default, linear or llama3 for GGUF", remedy="export to huggingface or onnx")
+        partly = rope.get("partial_rotary_factor", 1.0) != 1.0
+        remedy = ELSEWHERE if partly or rope["rope_type"] in MOVING else f"{ELSEWHERE}; so does ONNX"
+        raise LessenError(checkpoint.label, got=got, wanted="default, linear or llama3 for GGUF", remedy=remedy)
     return rope
 
 

@@ -19,6 +19,9 @@ from lessen.core.edit import Quantize
 from lessen.errors import LessenError
 from lessen.formats.affine import Int
 
+ELSEWHERE = "the Hugging Face directory holds it, for transformers"
+"""The remedy where a container does not know an architecture: true of every model that was opened at all."""
+
 
 @dataclass(frozen=True)
 class Grid:
@@ -78,17 +81,24 @@ class Grid:
         if group == self.group:
             return self
         if self.group % group:
-            raise LessenError(
-                self.name,
-                got=f"groups of {self.group}",
-                wanted=f"a multiple of {group}",
-                remedy=f"quantize with group={group}, or per row if the row length is a multiple of {group}",
-            )
+            remedy = self.regrouped(group) or f"quantize with group={group}, which divides its rows of {self.codes.shape[1]}"
+            raise LessenError(self.name, got=f"groups of {self.group}", wanted=f"a multiple of {group}", remedy=remedy)
         times = self.group // group
         note = f"each scale repeated {times} times, to groups of {group} (exact)"
         return replace(
             self, scale=self.scale.repeat_interleave(times, 1), zero=self.zero.repeat_interleave(times, 1), notes=(*self.notes, note)
         )
+
+    def regrouped(self, group: int) -> str | None:
+        """What to do where no group of a container divides the rows, `group` being its smallest; None where one does.
+
+        >>> Grid("w", 4, torch.zeros(1, 200), torch.ones(1, 1), torch.zeros(1, 1), True).regrouped(16)
+        'no multiple of 16 divides its rows of 200: leave this container out, the Hugging Face directory holds them'
+        """
+        columns = self.codes.shape[1]
+        if columns % group == 0:
+            return None
+        return f"no multiple of {group} divides its rows of {columns}: leave this container out, the Hugging Face directory holds them"
 
     def rows(self, order: Tensor) -> "Grid":
         """The same matrix with its output rows in another order."""

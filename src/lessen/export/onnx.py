@@ -20,7 +20,8 @@ from torch import Tensor, nn
 
 from lessen.core.event import Event, Listener
 from lessen.errors import LessenError
-from lessen.export.grid import grid_of
+from lessen.export.gguf_metadata import MOVING
+from lessen.export.grid import ELSEWHERE, grid_of
 from lessen.export.onnx_graph import EMBEDDING, Graph, decoder
 from lessen.export.onnx_weights import WeightFile, layout
 from lessen.export.parity import sampled, version
@@ -84,8 +85,8 @@ def _known(checkpoint: Checkpoint) -> Any:
     """The onnx package, for an architecture whose graph is known."""
     kind = checkpoint.config.get("model_type")
     if kind not in ARCHITECTURES:
-        remedy = "export to gptq and run onnxruntime_genai.models.builder on that"
-        raise LessenError(checkpoint.label, got=f"model_type {kind!r}", wanted=f"one of {', '.join(ARCHITECTURES)} for ONNX", remedy=remedy)
+        wanted = f"one of {', '.join(ARCHITECTURES)} for ONNX"
+        raise LessenError(checkpoint.label, got=f"model_type {kind!r}", wanted=wanted, remedy=ELSEWHERE)
     return _package(checkpoint.label)
 
 
@@ -102,9 +103,9 @@ def _rotary(checkpoint: Checkpoint) -> tuple[Tensor, float]:
         frequencies = getattr(module, "inv_freq", None)
         if isinstance(frequencies, Tensor) and isinstance(module, nn.Module):
             kind = getattr(module, "rope_type", "default")
-            if kind in ("dynamic", "longrope"):
+            if kind in MOVING:
                 got = f"rope scaling {kind!r}, whose angles change with the length of the text"
-                raise LessenError(checkpoint.label, got=got, wanted="fixed angles for ONNX", remedy="export to huggingface")
+                raise LessenError(checkpoint.label, got=got, wanted="fixed angles for ONNX", remedy=ELSEWHERE)
             return frequencies.detach().float(), float(getattr(module, "attention_scaling", 1.0))
     raise LessenError(checkpoint.label, got="no rotary embedding", wanted="one in a Llama-type decoder")
 

@@ -59,7 +59,7 @@ def layout(grid: Grid) -> tuple[int, int, bool]:
     bits = next(width for width in WIDTHS if width >= grid.bits)
     block = min(256, gcd(grid.group, 256))
     if block < 16:
-        remedy = "quantize with a group that is a multiple of 16"
+        remedy = grid.regrouped(16) or f"quantize with group=16, which divides its rows of {grid.codes.shape[1]}, or a multiple of it"
         raise LessenError(grid.name, got=f"groups of {grid.group}", wanted="a multiple of 16 for ONNX Runtime", remedy=remedy)
     return bits, block, grid.symmetric
 
