@@ -72,14 +72,14 @@ def _own(name: str) -> tuple[Any, Any]:
 def _hub(name: str, kind: str, class_name: str) -> tuple[Any, Any]:
     from benchmarks.zoo import hub, inputs
 
-    model = hub.build(kind, class_name)
     failure: Exception | None = None
-    for example in inputs.candidates(model, name.split("/")[0]):
-        try:
-            if hub.run(model, example):
-                return model, example
-        except Exception as error:
-            failure = failure or error
+    for model in hub.builds(kind, class_name):
+        for example in inputs.candidates(model, name.split("/")[0]):
+            try:
+                if hub.run(model, example):
+                    return model, example
+            except Exception as error:
+                failure = failure or error
     raise failure or ValueError("no output")
 
 

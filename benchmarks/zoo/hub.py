@@ -4,13 +4,15 @@ A model's name is `family/model_type`. Weights are float64: the initialisation o
 no bias exactly zero and no two channels are alike; statistics of batch normalisation are random too.
 """
 
+import copy
 import inspect
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import nn
 
-from benchmarks.zoo.shrink import tiny
+from benchmarks.zoo.shrink import GIVEN, ways
 
 FAMILIES: dict[str, tuple[str, ...]] = {
     "causal_lm": ("CAUSAL_LM",),
@@ -53,17 +55,44 @@ def warm_up() -> None:
         import_module(f"transformers.models.{kind}.modeling_{kind}")
 
 
-def build(kind: str, class_name: str) -> nn.Module:
-    """The tiny model of an architecture, float64, in eval mode."""
-    import transformers
+def builds(kind: str, class_name: str) -> Iterator[nn.Module]:
+    """Tiny models of an architecture, float64, in eval mode: the first is the plainest, those after it are for when it does not run.
+
+    Raises:
+        Exception: of the first, if none can be built.
+    """
     from transformers import CONFIG_MAPPING
 
-    config = tiny(CONFIG_MAPPING[kind])
+    failure: Exception | None = None
+    found = False
+    for config in ways(CONFIG_MAPPING[kind], GIVEN.get(kind, {})):
+        try:
+            model = build(config, class_name)
+        except Exception as error:
+            failure = failure or error
+        else:
+            found = True
+            yield model
+    if failure is not None and not found:
+        raise failure
+
+
+def build(config: Any, class_name: str) -> nn.Module:
+    """The model of a class, of a configuration or of the text part of it."""
+    import transformers
+
+    config = copy.deepcopy(config)
     for name in ("use_cache", "return_dict_in_generate"):
         if hasattr(config, name):
             setattr(config, name, False)
     torch.manual_seed(0)
-    model = getattr(transformers, class_name)(config)
+    kind = getattr(transformers, class_name)
+    try:
+        model = kind(config)
+    except AttributeError:
+        if (text := config.get_text_config(decoder=True)) is config:
+            raise
+        model = kind(text)
     if getattr(model, "_can_set_experts_implementation", lambda: False)():
         model.set_experts_implementation("eager")  # the fused kernels take no float64
     if sum(p.numel() for p in model.parameters()) > 20_000_000:

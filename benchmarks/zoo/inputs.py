@@ -43,14 +43,16 @@ def _with(model: nn.Module, inputs: dict[str, Any]) -> dict[str, Any]:
 def _text(model: Any) -> Iterator[dict[str, Any]]:
     """Texts; first with what cross attention or an image encoder would see, so that these take part."""
     taken = accepts(model)
+    words = getattr(model.config, "vocab_size", None)
+    high = min(140, words) if isinstance(words, int) else 140
     for length in (_LENGTH, 16, 64):
         if "encoder_hidden_states" in taken and any(re.search(r"encoder_attn|cross_?att", name) for name, _ in model.named_modules()):
             width = next((getattr(model.config, k) for k in _READ if isinstance(getattr(model.config, k, None), int)), 128)
-            yield _with(model, {"input_ids": _ids(length), "encoder_hidden_states": _noise(_BATCH, 7, width)})
+            yield _with(model, {"input_ids": _ids(length, high), "encoder_hidden_states": _noise(_BATCH, 7, width)})
         if "pixel_values" in taken and length == _LENGTH:
             for height, width in _sizes(model.config)[:3]:
-                yield _with(model, {"input_ids": _ids(length), "pixel_values": _noise(_BATCH, 3, height, width)})
-        yield _with(model, {"input_ids": _ids(length)})
+                yield _with(model, {"input_ids": _ids(length, high), "pixel_values": _noise(_BATCH, 3, height, width)})
+        yield _with(model, {"input_ids": _ids(length, high)})
 
 
 _READ = ("cross_attention_hidden_size", "d_model", "hidden_size")
@@ -104,7 +106,8 @@ def _sound(model: Any, beside: bool = True) -> Iterator[dict[str, Any]]:
     taken = accepts(model)
     if beside and "input_ids" in taken and "input_features" in taken:
         yield from _heard(model)
-    extra: dict[str, Any] = {"decoder_input_ids": _ids(7, seed=1)} if "decoder_input_ids" in taken else {}
+    words = getattr(model.config, "vocab_size", None) or 140
+    extra: dict[str, Any] = {"decoder_input_ids": _ids(7, min(140, words), seed=1)} if "decoder_input_ids" in taken else {}
     mels = next(
         (
             getattr(c, k)
@@ -127,7 +130,10 @@ def _sound(model: Any, beside: bool = True) -> Iterator[dict[str, Any]]:
         for length in (1600, 4000, 16000):
             for shape in ((_BATCH, length), (_BATCH, 1, length)):
                 yield _with(model, {"input_values": _noise(*shape)} | extra)
-    for frames in (48, 64, 100, 128, 3000):
+    whole = next(
+        (2 * c.max_source_positions for c in _nested(model.config) if isinstance(getattr(c, "max_source_positions", None), int)), 48
+    )
+    for frames in dict.fromkeys((whole, 48, 64, 100, 128, 3000)):
         for shape in ((_BATCH, mels, frames), (_BATCH, frames, mels)):
             yield _with(model, {name: _noise(*shape)} | extra)
             if "attention_mask" in taken:

@@ -7,6 +7,7 @@ alike, each with sizes of its own.
 """
 
 import re
+from collections.abc import Iterator
 from math import log2
 from typing import Any
 
@@ -21,7 +22,7 @@ _RULES: list[tuple[str, int | None]] = [
     ),
     (
         r"(chunk_size_feed_forward|chunk_size_lm_head|pretraining_tp|scale_factor|pixel_shuffle_factor|.*_stride|stride|"
-        r".*kernel.*|.*dilation.*|.*expand.*|.*expansion.*|.*mult|.*ratio|.*_factor|.*padding.*|reduction)$",
+        r".*max_distance|.*kernel.*|.*dilation.*|.*expand.*|.*expansion.*|.*mult|.*ratio|.*_factor|.*padding.*|reduction)$",
         None,
     ),
     (
@@ -181,6 +182,13 @@ def shrink(config: Any) -> dict[str, Any]:
             half = int(8 * value.get("partial_rotary_factor", 1.0))
             changes[name] = value | {"mrope_section": [half // 4, half // 4, half - 2 * (half // 4)]}
             continue
+        if name == "window_size" and isinstance(merge := own.get("spatial_merge_size", own.get("downsample_rate")), int):
+            # In pixels, or in frames: at least two of what is merged.
+            changes[name] = 2 * merge * (own["patch_size"] if isinstance(own.get("patch_size"), int) else 1)
+            continue
+        if name == "image_grid_pinpoints":
+            changes[name] = [[64, 128], [128, 64]]
+            continue
         if re.fullmatch(r".*num_key_value_heads|.*kv_heads", name) and isinstance(value, int) and value == heads:
             changes[name] = _number("num_heads", value)
             continue
@@ -199,12 +207,22 @@ def shrink(config: Any) -> dict[str, Any]:
             changes |= {name: smaller} if (smaller := _number(name, value)) != value else {}
         elif isinstance(value, list | tuple) and value and all(isinstance(v, int) and not isinstance(v, bool) for v in value):
             changes |= {name: shorter} if (shorter := _sequence(name, list(value))) != list(value) else {}
-    stages = own.get("_out_features")
-    if isinstance(stages, list) and len(stages) > 1 and isinstance(own.get("num_hidden_layers"), int):
-        # A backbone that hands out several of its layers keeps as many as it hands out.
-        changes |= {"num_hidden_layers": len(stages), "out_features": [f"stage{i + 1}" for i in range(len(stages))]}
-        changes.pop("out_indices", None)
+    changes |= _stages(own)
     return changes
+
+
+def _stages(own: dict[str, Any]) -> dict[str, Any]:
+    """A model that hands out several of its layers keeps as many as it hands out."""
+    if not isinstance(own.get("num_hidden_layers"), int):
+        return {}
+    for name in ("backbone_out_indices", "out_indices"):
+        listed = own.get(name)
+        if isinstance(listed, list | tuple) and len(listed) > 1:
+            return {"num_hidden_layers": len(listed), name: list(range(len(listed)))}
+    stages = own.get("_out_features")
+    if isinstance(stages, list) and len(stages) > 1:
+        return {"num_hidden_layers": len(stages), "out_features": [f"stage{i + 1}" for i in range(len(stages))]}
+    return {}
 
 
 _BACKBONE = {
@@ -222,18 +240,48 @@ def _first_heads(config: Any) -> int | None:
     return heads[0] if isinstance(heads, list | tuple) and heads and isinstance(heads[0], int) else None
 
 
-def tiny(config_class: Any) -> Any:
-    """A tiny configuration of a class, or the error of the last way that was tried."""
+def ways(config_class: Any, given: dict[str, Any]) -> Iterator[Any]:
+    """Tiny configurations of a class, plain ones first: only what is tiny, all that the original says, and that with gaps filled.
+
+    Args:
+        config_class: a configuration class of transformers.
+        given: fields that are set by hand.
+
+    Raises:
+        Exception: of the first way, if none gives a configuration.
+    """
     base = config_class()
-    changes = shrink(base)
-    tokens = _token_changes(base)
+    changes = _merged(_merged(shrink(base), _token_changes(base)), given)
     failure: Exception | None = None
-    for given in (_merged(changes, tokens), _full(base, _merged(changes, tokens))):
+    found = False
+    for fields in (changes, _full(base, changes), _filled(_full(base, changes))):
         try:
-            return config_class(**given)
+            config = config_class(**fields)
         except Exception as error:
             failure = failure or error
-    raise failure  # pyright: ignore[reportGeneralTypeIssues]
+        else:
+            found = True
+            yield config
+    if failure is not None and not found:
+        raise failure
+
+
+def _filled(data: dict[str, Any]) -> dict[str, Any]:
+    """Fields that the library leaves open, and some of its models need."""
+    out: dict[str, Any] = {key: _filled(value) if isinstance(value, dict) else value for key, value in data.items()}
+    heads = out.get("num_attention_heads")
+    for name, value in _OPEN.items():
+        if name in out and out[name] is None:
+            out[name] = value
+    if isinstance(heads, int) and heads:
+        if "num_key_value_heads" in out and out["num_key_value_heads"] is None:
+            out["num_key_value_heads"] = heads
+        if "head_dim" in out and out["head_dim"] is None and isinstance(out.get("hidden_size"), int):
+            out["head_dim"] = out["hidden_size"] // heads
+    return out
+
+
+_OPEN = {"num_experts_per_tok": 2, "n_routed_experts": 8, "moe_intermediate_size": 40, "vocab_size": 200}
 
 
 def _merged(a: dict[str, Any], b: dict[str, Any]) -> dict[str, Any]:
@@ -285,3 +333,21 @@ def _full(base: Any, changes: dict[str, Any]) -> dict[str, Any]:
 
 LAYER_LISTS = ("layer_types", "layers_block_type", "mlp_layer_types", "block_types", "attention_types", "attention_layers")
 _DEPTHS = ("num_hidden_layers", "n_layer", "num_layers", "n_layers")
+
+GIVEN: dict[str, dict[str, Any]] = {
+    # Texts are shorter than what block-sparse attention is for; the library then puts other modules in place.
+    **{kind: {"attention_type": "original_full"} for kind in ("big_bird", "bigbird_pegasus")},
+    # Widths of one mixer that must multiply to the width of another field.
+    **{kind: {"mamba_d_head": 32} for kind in ("bamba", "granitemoehybrid")},
+    "mamba2": {"head_dim": 32},
+    "jamba": {"attn_layer_offset": 1, "expert_layer_offset": 1},
+    "squeezebert": {"embedding_size": 128},
+    "reformer": {"axial_pos_embds": False},
+    "bit": {"num_groups": 8},
+    "beit": {"num_hidden_layers": 4, "out_indices": [0, 1, 2, 3]},
+    "efficientnet": {"width_coefficient": 0.25, "depth_coefficient": 0.3, "hidden_dim": 128},
+    # What has no default.
+    "xmod": {"default_language": "en_XX"},
+    **{kind: {"vocab_size": 40} for kind in ("wav2vec2-bert", "wav2vec2-conformer")},
+}
+"""By `model_type`: fields that must fit each other in ways that no rule over names can know."""

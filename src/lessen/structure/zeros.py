@@ -247,7 +247,7 @@ _CURVES = (
     "div", "true_divide", "relu", "gelu", "silu", "tanh", "neg", "abs", "sqrt", "sin", "sinh", "tan", "erf", "sign", "sgn",
     "leaky_relu", "elu", "celu", "selu", "hardswish", "relu6", "mish", "softsign", "square", "floor", "ceil", "round", "trunc",
     "native_dropout", "dropout", "hardshrink", "softshrink", "log1p", "expm1", "asinh", "atan", "asin", "_prelu_kernel",
-    "nan_to_num", "bernoulli", "frac", "glu",
+    "nan_to_num", "bernoulli", "frac", "glu", "polar",
 )
 # fmt: on
 _SAME = frozenset(

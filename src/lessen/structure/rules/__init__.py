@@ -17,7 +17,7 @@ RULES: dict[str, Rule] = {
     **matrix.RULES,
     **create.RULES,
     **dict.fromkeys(("aten.where", "aten.masked_fill", "aten.masked_fill_", "aten.dropout", "aten.native_dropout"), elementwise),
-    **dict.fromkeys(("aten.hardswish", "aten.hardswish_", "aten._prelu_kernel", "aten.rrelu_with_noise"), elementwise),
+    **dict.fromkeys(("aten.hardswish", "aten.hardswish_", "aten._prelu_kernel", "aten.rrelu_with_noise", "aten.polar"), elementwise),
 }
 """Rules by name of operation, without overload."""
 
