@@ -50,6 +50,21 @@ def test_a_random_probe_stays_in_vocabulary_and_context_and_repeats():
     assert torch.equal(tokens, parity.random_probe(solved))
 
 
+def test_weights_are_told_apart_from_the_files_around_them(tiny_model: Path, tmp_path: Path):
+    """Tensors as the formats' own readers count them, without headers and tokenizer."""
+    from gguf import GGUFReader
+    from safetensors.torch import load_file
+
+    out = tmp_path / "out"
+    run = lessen.compress(tiny_model, out, recipe=[RTN(4, 32, scale="absmax")], evaluate=False, prove=False, exports=["gguf", "onnx"])
+    found = {row["format"]: row["weights_bytes"] for row in run.exports}
+    assert found["huggingface"] == sum(tensor.nbytes for tensor in load_file(out / "model.safetensors").values())
+    tensors = sum(int(tensor.n_bytes) for tensor in GGUFReader(out / "gguf" / "model.gguf").tensors)
+    assert 0 <= found["gguf"] - tensors < 64 * 32  # each tensor begins at a multiple of 32
+    assert found["onnx"] == (out / "onnx" / "model.onnx.data").stat().st_size
+    assert all(row["weights_bytes"] < row["size_bytes"] for row in run.exports)
+
+
 @pytest.mark.filterwarnings("default")
 def test_a_recipe_that_reads_no_data_is_proved_all_the_same(tiny_model: Path, tmp_path: Path):
     run = lessen.compress(tiny_model, tmp_path / "out", recipe=[RTN(4, 32, scale="absmax")], evaluate=False, exports=())

@@ -77,7 +77,7 @@ def figures(run: Run) -> list[str]:
         shown.append(percent(row["top1"]))
     shown += [number(row[key]) for row in run.speed for key in ("decode_tps", "prefill_tps")]
     shown += [number(row[key]) for row in run.exports for key in ("kld_mean", "logits_max_error")]
-    return shown + [size(row["size_bytes"]) for row in run.exports]
+    return shown + [size(row[key]) for row in run.exports for key in ("size_bytes", "weights_bytes")]
 
 
 @pytest.mark.parametrize("view", ["html", "markdown", "card"])
@@ -319,7 +319,23 @@ def test_marks_of_the_plot_are_files_and_say_what_was_not_measured(run):
     from lessen.report.plots import _points
 
     points = {p.name: p for p in _points(run)}
-    files = {row["format"]: row["size_bytes"] for row in run.exports}
+    files = {row["format"]: row["weights_bytes"] for row in run.exports}
     assert points["result"].x == files["huggingface"] != run.sizes["after"]["size_bytes"]
+    assert points["source"].x == run.sizes["before"]["size_bytes"], "weights alone, as everywhere in the plot"
     assert {name for name, p in points.items() if p.kind == "export"} == {"gguf (KL not measured)", "onnx (KL not measured)"}
     assert points["gguf (KL not measured)"].x == files["gguf"]
+
+
+def test_a_record_that_knows_whole_folders_only_does_not_mix_them_with_weights(run):
+    from lessen.report.facts import export_table
+    from lessen.report.plots import _points
+
+    old = replace(run, exports=[{k: v for k, v in row.items() if k != "weights_bytes"} for row in run.exports])
+    points = {p.name: p for p in _points(old)}
+    assert points["result"].x == run.sizes["after"]["size_bytes"]
+    assert not [name for name in points if "gguf" in name or "onnx" in name]
+    assert [row[2] for row in export_table(old).rows] == ["–"] * 3
+
+
+def test_the_terminal_tells_weights_and_all_files_apart(run):
+    assert re.search(r"huggingface +87\.9 MB +\., 90\.9 MB with all files", plain(run))

@@ -230,7 +230,7 @@ def _make(making: _Making, plan: Plan, texts: Mapping[str, Tensor]) -> None:
     result = open_checkpoint(stage)
     if texts:
         _measure(making, result, texts)
-    run.notes += _already_small(run) + _wider(run, stage) + _beyond(making)
+    run.notes += _already_small(run) + _wider(run) + _beyond(making)
     _report(run, stage, wanted.out)
     _swap(stage, wanted.out)
 
@@ -268,28 +268,26 @@ def _already_small(run: Run) -> list[str]:
     return [f"The source is a quantized file already ({bpw:.2f} bits per weight); at 16 bits the same model takes {whole:.0f} MB."]
 
 
-def _wider(run: Run, stage: Path) -> list[str]:
+def _wider(run: Run) -> list[str]:
     """Say it where containers need more bytes than the codes and scales that they hold."""
-    held, codes = (stage / "model.safetensors"), run.sizes["after"]["size_bytes"]
-    size = held.stat().st_size if held.exists() else 0
+    size = next((row["weights_bytes"] for row in run.exports if row["format"] == "huggingface"), 0)
+    codes = run.sizes["after"]["size_bytes"]
     if size <= 1.01 * codes:
         return []
     why = "this container stores some widths in wider words, and the scales of a tied table twice"
-    return [f"model.safetensors takes {size / 1e6:.1f} MB for {codes / 1e6:.1f} MB of codes and scales: {why}; see the files' own sizes."]
+    return [f"huggingface: its weights take {in_words(size)} for {in_words(codes)} of codes and scales: {why}."]
 
 
 def _beyond(making: _Making) -> list[str]:
-    """Say it where a file of weights is larger than the size that was asked for."""
-    wish, stage = making.asked.to, making.wanted.stage
+    """Say it where the weights in a file are larger than the size that was asked for."""
+    wish = making.asked.to
     if wish is None:
         return []
     budget = budget_of(making.job.source, Dial.parse(wish) if isinstance(wish, str) else wish)
-    places = {"huggingface": "*.safetensors", "gguf": PLACES["gguf"], "onnx": "onnx/*.data", "gptq": "gptq/*.safetensors"}
-    sizes = {name: sum(file.stat().st_size for file in stage.glob(place)) for name, place in places.items()}
     return [
-        f"{name}: its weights take {in_words(size)}, more than the {in_words(budget)} that were asked for."
-        for name, size in sizes.items()
-        if size > budget
+        f"{row['format']}: its weights take {in_words(row['weights_bytes'])}, more than the {in_words(budget)} that were asked for."
+        for row in making.run.exports
+        if row["weights_bytes"] > budget
     ]
 
 

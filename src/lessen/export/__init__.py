@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, get_args
 from lessen.core.strict import strict
 from lessen.errors import LessenError, UsageError, nearest
 from lessen.export import gguf, gptq, huggingface, onnx
-from lessen.export.files import aside, size_bytes
+from lessen.export.files import aside, size_bytes, weights_bytes
 from lessen.export.parity import farthest, proof
 from lessen.models import open_checkpoint
 
@@ -87,7 +87,8 @@ def export(
         options: of the exporter, see `options_of`.
 
     Returns:
-        format, path, size_bytes, codes_equal, kld_mean, kld_uniform, logits_max_error, top1, runtime (or runtime_skipped), seconds, notes.
+        format, path, size_bytes (of all files), weights_bytes (of the tensors in them), codes_equal, kld_mean, kld_uniform,
+        logits_max_error, top1, runtime (or runtime_skipped), seconds, notes.
 
     Raises:
         UsageError: unknown format or option, or `out` exists.
@@ -107,6 +108,7 @@ def export(
         "format": format,
         "path": str(target),
         "size_bytes": size_bytes(target),
+        "weights_bytes": weights_bytes(target),
         "codes_equal": equal,
         **proved,
         "seconds": time.perf_counter() - start,

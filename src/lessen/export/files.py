@@ -72,6 +72,28 @@ def size_bytes(path: Path) -> int:
     return path.stat().st_size if path.is_file() else sum(f.stat().st_size for f in path.rglob("*") if f.is_file())
 
 
+def weights_bytes(path: Path) -> int:
+    """Bytes of the tensors in what an exporter wrote: no header, tokenizer or configuration.
+
+    Args:
+        path: a .gguf file, or a folder with .safetensors files or with the data of an ONNX graph.
+    """
+    files = [path] if path.is_file() else [*path.glob("*.safetensors"), *path.glob("*.onnx.data")]
+    return sum(file.stat().st_size - _before_data(file) for file in files)
+
+
+def _before_data(file: Path) -> int:
+    """Bytes before the first tensor."""
+    if file.suffix == ".safetensors":
+        with file.open("rb") as opened:
+            return 8 + int.from_bytes(opened.read(8), "little")
+    if file.suffix == ".data":
+        return 0
+    from gguf import GGUFReader
+
+    return int(GGUFReader(file).data_offset)
+
+
 class SafetensorsWriter:
     """Tensors to safetensors files as they come, with one tensor in memory; a further file is begun when one is full.
 

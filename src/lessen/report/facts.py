@@ -207,7 +207,7 @@ def quality_table(run: Run) -> Table:
 def size_table(run: Run) -> Table:
     """Before and after, one row per size."""
     writers = (
-        ("Size", "size_bytes", size),
+        ("Size of the weights", "size_bytes", size),
         ("Bits per weight", "bpw", number),
         ("Parameters", "parameters", count),
         ("Multiplications per token", "macs", count),
@@ -228,6 +228,7 @@ def export_table(run: Run) -> Table:
         (
             str(row.get("format", "?")),
             "this directory" if row.get("path") == "." else str(row.get("path", "")),
+            size(row.get("weights_bytes")),
             size(row.get("size_bytes")),
             number(row.get("codes_equal")),
             number(row.get("kld_mean")),
@@ -236,8 +237,9 @@ def export_table(run: Run) -> Table:
         )
         for row in run.exports
     )
-    header = ("format", "file", "size", "codes equal", "KL to our model", "largest logit error", "opened by")
-    return Table("Exported files, each read back and compared with the model in memory.", header, rows, frozenset({2, 4, 5}))
+    header = ("format", "file", "weights", "with all files", "codes equal", "KL to our model", "largest logit error", "opened by")
+    caption = "Exported files, each read back and compared with the model in memory. All files: tokenizer and configuration too."
+    return Table(caption, header, rows, frozenset({2, 3, 5, 6}))
 
 
 def speed_table(run: Run) -> Table:

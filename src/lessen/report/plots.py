@@ -66,7 +66,7 @@ def quality_against_bytes(run: Run, wide: bool) -> str | None:
         face, width = (p.colour, 9) if filled else (svg.PAPER, 7)
         axes.plot(p.x, p.y, "o", color=p.colour, markersize=width, markerfacecolor=face, markeredgewidth=1.8, zorder=3 + filled)
     top, right = max(max(p.klds) for p in points) or 1.0, max(p.x for p in points)
-    axes.set(xlim=(0, right * 1.06), ylim=(-0.04 * top, top * 1.2), xlabel="size of what was written")
+    axes.set(xlim=(0, right * 1.06), ylim=(-0.04 * top, top * 1.2), xlabel="size of the weights, as written")
     axes.set_title("KL to the original, nats per token", loc="left", color=svg.MUTED)
     axes.xaxis.set_major_formatter(lambda x, _: re.sub(r"\.0+ ", " ", size(x)) if x else "0")
     axes.locator_params(axis="x", nbins=8 if wide else 4)
@@ -80,11 +80,14 @@ def quality_against_bytes(run: Run, wide: bool) -> str | None:
 
 
 def _points(run: Run) -> list[_Point]:
-    """Source, result and candidates as evaluated; exports, which were not evaluated on the texts, at the result's KL and said so."""
+    """Source, result and candidates as evaluated; exports, which were not evaluated on the texts, at the result's KL and said so.
+
+    All by the bytes of their weights: a tokenizer is as large before as after.
+    """
     result = [float(row["kld_mean"]) for row in run.quality.values() if row.get("kld_mean") is not None]
     if not result:
         return []
-    written = {str(e["format"]): e["size_bytes"] for e in run.exports if e.get("size_bytes")}
+    written = {str(e["format"]): e["weights_bytes"] for e in run.exports if e.get("weights_bytes")}
     source, small = facts.before(run, "size_bytes"), written.pop("huggingface", None) or facts.after(run, "size_bytes")
     points = [_Point("result", small, result, "result")] if small else []
     level = [sum(result) / len(result)]  # no bar: the spread over the texts was not measured either

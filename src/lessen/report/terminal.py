@@ -31,7 +31,9 @@ def rows(run: Run) -> list[tuple[str, str, str]]:
         lines.append((name, f"{number(row.get('decode_tps'))} tok/s", str(row.get("reason") or speeds)))
     if not run.speed:
         lines.append(("speed", "not measured", ""))
-    lines += [(str(row.get("format", "?")), size(row.get("size_bytes")), str(row.get("path", ""))) for row in run.exports]
+    for row in run.exports:
+        files = f"{row.get('path', '')}, {size(row.get('size_bytes'))} with all files"
+        lines.append((str(row.get("format", "?")), size(row.get("weights_bytes")), files))
     return lines
 
 
