@@ -5,8 +5,10 @@ from collections.abc import Iterator
 from statistics import median
 
 from benchmarks.harness import Goal, Row, Session, at_most, measured
+from lessen.cli.main import app
 
-COMMANDS = ("", "compress", "plan", "apply", "evaluate", "export", "report", "inspect", "ls")
+COMMANDS = ("", *(name for name in app if not name.startswith("-")))
+"""No command, and every command that is registered."""
 
 
 def rows(session: Session) -> Iterator[Row | None]:

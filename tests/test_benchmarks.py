@@ -216,3 +216,11 @@ def test_the_peers_importance_matrix_sees_the_windows_of_our_calibration(tmp_pat
     assert text is not None and torch.equal(seen[0], text.calibration)
     documentation = material(True).windows("calibration")["calibration"]
     assert not torch.equal(seen[0][len(seen[0]) // 2 :], documentation[len(seen[0]) // 2 :]), "half is written by the model"
+
+
+def test_the_start_of_every_command_is_timed():
+    from benchmarks import start
+    from lessen.cli.main import app
+
+    assert {"", "compress", "recover"} <= set(start.COMMANDS)
+    assert set(start.COMMANDS) == {"", *(name for name in app if not name.startswith("-"))}
