@@ -3,10 +3,12 @@
 from itertools import product
 
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lessen.structure.axes import Axes, Axis, describe, factors, find, free, leaves, parts, pinned
+from lessen.structure.trace import trace
 
 Labels = list[frozenset[tuple[int, int]]]
 
@@ -130,3 +132,18 @@ def test_factors_that_do_not_divide_change_nothing(size: int):
     axis = axes.leaf(12)
     assert axes.factor(axis, size) is None
     assert find(axis).kind == "leaf"
+
+
+def test_windows_that_overlap_keep_the_dimensions_beside_them():
+    class Windows(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.up, self.down = torch.nn.Linear(3, 5), torch.nn.Linear(5, 2)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            y = self.up(x).view(2, 4, 2, 5)
+            return self.down(y.as_strided((2, 7, 2, 5), (40, 5, 5, 1)))
+
+    structure = trace(Windows(), torch.randn(2, 8, 3))
+    assert [unit.size for unit in structure.units] == [5], structure
+    assert {part.name for part in structure.units[0].slices} == {"up.weight", "up.bias", "down.weight"}

@@ -87,6 +87,8 @@ def _image(model: Any) -> Iterator[dict[str, Any]]:
             yield _with(model, base)
             if "task_inputs" in accepts(model):
                 yield _with(model, base | {"task_inputs": _ids(8)})
+        if "pixel_values_videos" in accepts(model):
+            yield {"pixel_values_videos": _noise(_BATCH, 2, 3, height, width)}
         if "inputs" in accepts(model):
             yield {"inputs": _noise(_BATCH, 3, height, width)}
 

@@ -318,7 +318,9 @@ def _full(base: Any, changes: dict[str, Any]) -> dict[str, Any]:
     depth = next((data[k] for k in _DEPTHS if isinstance(data.get(k), int)), None)
     for key, value in changes.items():
         out[key] = _full(data[key], value) if isinstance(value, dict) and isinstance(data.get(key), dict) else value
-    if depth:
+    if _STAGES & changes.keys():
+        out = {key: value for key, value in out.items() if key not in _STAGES or key in changes}
+    elif depth and "depths" not in data:
         kinds = next((data[k] for k in LAYER_LISTS if isinstance(data.get(k), list | tuple) and len(data[k]) == depth), ["same"] * depth)
         picked = sorted({kinds.index(kind) for kind in dict.fromkeys(kinds)})
         picked = sorted({*picked, *range(2)})[: max(2, len(picked))] if len(picked) < 2 else picked
@@ -332,6 +334,7 @@ def _full(base: Any, changes: dict[str, Any]) -> dict[str, Any]:
 
 
 LAYER_LISTS = ("layer_types", "layers_block_type", "mlp_layer_types", "block_types", "attention_types", "attention_layers")
+_STAGES = {"out_features", "out_indices", "backbone_out_indices"}
 _DEPTHS = ("num_hidden_layers", "n_layer", "num_layers", "n_layers")
 
 GIVEN: dict[str, dict[str, Any]] = {

@@ -11,10 +11,9 @@ heads of `nn.MultiheadAttention` are. Two kinds of number tell:
     a product of sizes of tensors       is the axis that it is given for
     an attribute given for two axes     makes them one, as it can have but one value
 
-Axes that have the same leaves in another order grow and shrink alike, and are left as they are.
+Axes that have leaves in common are left as they are: a shuffle puts them in another order, and an axis cannot be a part of itself.
 """
 
-from collections import Counter
 from collections.abc import Iterable
 
 from lessen.structure.axes import Axes, Axis, leaves
@@ -42,7 +41,7 @@ def agree(axes: Axes, sites: Iterable[Site]) -> None:
                 other = first.setdefault((place, formula), axis)
             else:
                 other = _product(axes, formula)
-            if other is not None and other.size == axis.size and Counter(leaves(other)) != Counter(leaves(axis)):
+            if other is not None and other.size == axis.size and not {*leaves(other)} & {*leaves(axis)}:
                 axes.unify(other, axis)
 
 

@@ -447,7 +447,12 @@ def _multi_head(watch: Watch, args: Any, kwargs: Any, out: Any) -> Found:
     width, inside = watch.axes_of(args[0])[-1], watch.axes_of(args[11])[1]
     watch.axes.cause = f"multi_head_attention_forward in {watch.module or 'the model'}"
     watch.axes.unify(width, inside)
+    for name in ("q_proj_weight", "k_proj_weight", "v_proj_weight"):
+        if isinstance(kwargs.get(name), Tensor):
+            watch.axes.unify(width, watch.axes_of(kwargs[name])[0])
     pair = watch.axes.factor(inside, args[4])
+    if pair:
+        watch.values.append(pair[1])  # scores are divided by its root
     return [([args[3]], [width]), *([([args[4]], [pair[0]])] if pair else [])]
 
 

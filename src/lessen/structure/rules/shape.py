@@ -1,5 +1,6 @@
 """Operations that move elements about without changing them."""
 
+from collections.abc import Sequence
 from itertools import accumulate
 from math import prod
 
@@ -318,13 +319,51 @@ def same(call: Call) -> list[Axis]:
 
 
 def as_strided(call: Call) -> list[Axis]:
-    """Any view of memory: the tensor as it is if shape and strides are, else everything is held."""
+    """Any view of memory, windows that overlap for example: dimensions that are seen as they are keep their axes, the others are held."""
     tensor, axes = call["self"], call.of("self")
-    if tuple(call["size"]) == tuple(tensor.shape) and tuple(call["stride"]) == tuple(tensor.stride()):
+    size, stride = list(call["size"]), list(call["stride"])
+    if size == list(tensor.shape) and stride == list(tensor.stride()):
         return axes
+    offset = call.get("storage_offset")
+    places = [(n, step) for n, step in zip(tensor.shape, tensor.stride(), strict=True) if n > 1]
+    dense = offset in (None, tensor.storage_offset()) and _dense(places)
+    kept = {d for d, n in enumerate(size) if dense and n > 1 and (n, stride[d]) in places and _apart(size, stride, d, tensor.numel())}
+    known = {(axis.size, step): axis for axis, step in zip(axes, tensor.stride(), strict=True) if axis.size > 1}
+    found = [
+        known[n, step] if d in kept else call.fixed(n, "sees memory in another way")
+        for d, (n, step) in enumerate(zip(size, stride, strict=True))
+    ]
     for axis in axes:
-        call.pin(axis, "sees its memory in another way")
-    return [call.fixed(n, "sees memory in another way") for n in call.out.shape]
+        if not any(axis is other for other in found):
+            call.pin(axis, "sees its memory in another way")
+    return found
+
+
+def _dense(places: Sequence[tuple[int, int]]) -> bool:
+    """Whether dimensions of these sizes and strides fill their memory, each place once."""
+    expected = 1
+    for n, step in sorted(places, key=lambda place: place[1]):
+        if step != expected:
+            return False
+        expected *= n
+    return True
+
+
+def _apart(size: Sequence[int], stride: Sequence[int], dim: int, count: int) -> bool:
+    """Whether index i of a dimension is index i of the dense dimension with its size and stride, wherever the others stand.
+
+    In dense memory of `count` places an index of a dimension of n steps of s is (place mod n s) // s. The others leave that alone if
+    each either stays within s, all of them together, or goes in multiples of n s.
+    """
+    step = stride[dim]
+    span, low, high = size[dim] * step, 0, 0
+    for d, (n, other) in enumerate(zip(size, stride, strict=True)):
+        if d != dim and n > 1:
+            if other % span == 0:
+                high += (n - 1) * other
+            else:
+                low += (n - 1) * other
+    return low < step and high + span <= count
 
 
 def glu(call: Call) -> list[Axis]:
