@@ -20,7 +20,7 @@ LAYERS = [
     ["methods"],
     ["recipe"],
     ["engine", "evaluate", "export", "recover", "report"],
-    ["calibration"],
+    ["calibration", "rounds"],
     ["job", "prune", "restore"],
     ["foresee"],
     ["compress"],

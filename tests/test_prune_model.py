@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import lessen
-from lessen.core.edit import Drop
+from lessen.core.edit import Drop, Keep
 from lessen.core.unit import Slice, Unit, View
 from lessen.errors import LessenError, UsageError
 from lessen.methods import (
@@ -23,6 +23,7 @@ from lessen.methods import (
     Fisher,
     Isomorphic,
     Magnitude,
+    Surgeon,
     Taylor,
     Vocabulary,
     Wanda,
@@ -431,3 +432,30 @@ def test_what_pruning_did_reads_in_a_few_lines_and_a_slip_of_the_pen_gets_the_ne
     for call, given, named, wanted in slips:
         with pytest.raises(UsageError, match=wanted):
             call(*given, **named)
+
+
+@pytest.mark.parametrize("traced", [True, False])
+def test_rounds_are_one_plan_of_the_whole_model(traced: bool):
+    model, windows = decoder("llama"), [tokens(2, 12, seed=seed) for seed in range(3)]
+    units = None if traced else [unit for unit in decoder_units(InMemory(model)) if unit.kind in ("ffn", "kv_group")]
+    found = lessen.prune(model, {"input_ids": windows[0]}, windows, method=Surgeon(), to="20%", units=units, rounds=3)
+    assert 0 < found.after["parameters"] <= 0.8 * found.before["parameters"] < 0.85 * found.before["parameters"]
+    names = [edit.unit.name for edit in found.edits if isinstance(edit, Keep)]
+    assert len(names) == len(set(names))
+    again = lessen.apply(copy.deepcopy(model), found.edits)
+    assert torch.equal(again(windows[0]).logits, found.model(windows[0]).logits)
+
+
+def test_rounds_change_nothing_where_a_channel_does_not_depend_on_others():
+    net = nn.Sequential(nn.Linear(6, 12), nn.ReLU(), nn.Linear(12, 3))
+    whole, parts = (lessen.prune(net, torch.zeros(1, 6), method=Magnitude(), to="40%", rounds=rounds) for rounds in (1, 4))
+    for one, other in zip(whole.kept.values(), parts.kept.values(), strict=True):
+        assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize(("to", "method"), [("5ms", Magnitude()), (None, BlockInfluence())])
+def test_a_budget_that_cannot_be_spent_in_parts_is_refused(to: str | None, method: Any):
+    model, windows = decoder("llama"), tokens(2, 12)
+    units = [unit for unit in decoder_units(InMemory(model)) if unit.kind == method.kind]
+    with pytest.raises(UsageError, match="rounds"):
+        lessen.prune(model, {"input_ids": windows}, [windows], method=method, to=to, units=units, rounds=2)

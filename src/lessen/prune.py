@@ -27,6 +27,7 @@ from lessen.engine.survey import record
 from lessen.errors import LessenError, UsageError, one_line
 from lessen.methods.budget import Budget
 from lessen.methods.ukmp import UKMP
+from lessen.rounds import in_rounds
 from lessen.stats.gradients import Collecting
 from lessen.stats.objectives import Objective
 from lessen.stats.whole import survey
@@ -93,6 +94,7 @@ def prune(
     losses: Objective | None = None,
     units: Structure | Sequence[Unit] | None = None,
     uniform: bool = False,
+    rounds: int = 1,
     prove: bool | None = None,
     on_event: Listener | None = None,
 ) -> Pruned:
@@ -106,6 +108,7 @@ def prune(
         to: the budget: "20%" goes, "0.8x" stays, "30MB", "12ms", "1.2GMACs", "30% macs"; None: the method's own ratio.
         losses: from model and batch to a loss, or to named losses of several tasks; None: what the batch speaks of.
         units: what may be cut: a structure (of which widths inside blocks are taken) or a list of units (all of them); None: traced.
+        rounds: spend the budget in so many parts, and look at what is left before each: better, and as many times slower.
         prove: compare the smaller model with the masked one in float64, and time both; None: the proof up to 20 M parameters.
         uniform: narrow equal places of all blocks by the same amount, so that stock loaders take the result.
         on_event: hears of progress.
@@ -129,12 +132,21 @@ def prune(
     chosen = _chosen(structure, method)
     tensors = dict(model.named_parameters(remove_duplicate=False))
     method, goal, notes = _goal(model, _caller(model, example_inputs), chosen, method, to, uniform)
-    how = method.collecting(losses) if hasattr(method, "collecting") else Collecting(losses)
-    stats, tasks = survey(model, chosen, method.needs, batches, how, on_event)
-    views = [_view(unit, tensors) for unit in chosen]
     proof = prove is True or (prove is None and isinstance(structure, Structure) and sum(p.numel() for p in tensors.values()) <= PROVED)
     cutting = _Cutting(model, example_inputs, structure, chosen, proof)
-    edits, smaller = _attempts(cutting, method, views, stats, goal)
+    tasks: tuple[str, ...] = ()
+    if rounds > 1:
+        batches = list(batches)
+
+        def once(part: nn.Module, left: Structure | Sequence[Unit], size: str) -> Pruned:
+            options: dict[str, Any] = {"method": method, "losses": losses, "uniform": uniform, "prove": False, "on_event": on_event}
+            return prune(part, example_inputs, batches, to=size, units=left, **options)
+
+        edits, smaller = cutting(in_rounds(once, model, example_inputs, structure, chosen, goal, rounds))
+    else:
+        how = method.collecting(losses) if hasattr(method, "collecting") else Collecting(losses)
+        stats, tasks = survey(model, chosen, method.needs, batches, how, on_event)
+        edits, smaller = _attempts(cutting, method, [_view(unit, tensors) for unit in chosen], stats, goal)
     before, after = _sizes(model), _sizes(smaller)
     if goal is not None and goal.cost.name == "macs":
         before["macs"], after["macs"] = goal.cost.whole, macs(smaller, _caller(smaller, example_inputs), ()).whole
