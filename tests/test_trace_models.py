@@ -230,3 +230,24 @@ def test_experts_are_units_with_the_rows_of_their_router():
     assert [part for part in hidden.slices if part.name.endswith("gate_up_proj")] == [
         Slice("model.layers.0.mlp.experts.gate_up_proj", 1, repeat=2)
     ]
+
+
+class FewExperts(nn.Module):
+    """One of three experts sees everything; the others never anything."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.start, self.end = nn.Linear(4, 8), nn.Linear(8, 3)
+        self.experts = nn.ModuleDict({f"expert_{i}": nn.Sequential(nn.Linear(8, 6), nn.ReLU(), nn.Linear(6, 8)) for i in range(3)})
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.end(self.experts["expert_1"](self.start(x)))
+
+
+def test_experts_that_no_token_reached_follow_the_width():
+    structure = trace(FewExperts(), torch.randn(2, 4))
+    inner, outer = (next(u for u in structure.units if u.slices[0].name == name) for name in ("start.weight", "end.weight"))
+    for unit, place in ((inner, ("0.weight", 1)), (outer, ("2.weight", 0))):
+        assert {(f"experts.expert_{i}.{place[0]}", place[1]) for i in range(3)} <= {(part.name, part.axis) for part in unit.slices}
+    assert "entry beside experts.expert_1" in structure.held["experts.expert_0.0.weight[0]"]
+    assert len([note for note in structure.notes if "takes no part" in note]) == 2

@@ -17,6 +17,7 @@ import importlib
 import json
 import shutil
 import tempfile
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -66,8 +67,10 @@ def save(model: nn.Module, edits: Sequence[Edit], folder: Path, made_by: str | N
         save_edits(aside / "edits.safetensors", edits)
         if made_by.startswith("transformers:"):
             (aside / "config.json").write_text(_before(model, edits).to_json_string(use_diff=False))
-        dtypes = {str(p.dtype).removeprefix("torch.") for p in model.parameters() if p.is_floating_point()}
-        about = {"pruned": {"made_by": made_by, "dtype": dtypes.pop() if len(dtypes) == 1 else None}}
+        dtypes: Counter[str] = Counter()
+        for tensor in model.parameters():
+            dtypes[str(tensor.dtype).removeprefix("torch.")] += tensor.numel() * tensor.is_floating_point()
+        about = {"pruned": {"made_by": made_by, "dtype": next((name for name, count in dtypes.most_common(1) if count), None)}}
         (aside / "lessen.json").write_text(json.dumps(about, indent=1) + "\n")
         aside.rename(folder)
     except BaseException:
@@ -110,6 +113,9 @@ def load(folder: Path) -> nn.Module:
         model = model.to(getattr(torch, dtype))
     state = load_file(folder / "model.safetensors")
     model = apply(model, load_edits(folder / "edits.safetensors"))
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        if name in state:
+            tensor.data = tensor.data.to(state[name].dtype)  # what a router keeps in another type
     missing, unexpected = model.load_state_dict(state, strict=False)
     shared = {name for name, tensor in model.state_dict(keep_vars=True).items() if name in missing and _stored(model, name, tensor, state)}
     if unexpected or set(missing) - shared:

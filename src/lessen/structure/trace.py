@@ -37,6 +37,7 @@ from lessen.structure.axes import Axis, describe, find, leaves
 from lessen.structure.couple import couple, experts, layers, vocabulary
 from lessen.structure.example import arguments, mapped
 from lessen.structure.rules import Rule
+from lessen.structure.siblings import adopt
 from lessen.structure.sizes import remembered
 from lessen.structure.watch import Site, Watch, tensors_in
 
@@ -150,6 +151,7 @@ def trace(
             raise
         watch, dims, used = watched(fake=False)
         watch.notes[f"traced with real weights, since without values there was {error.got}"] = None
+    watch.notes |= dict.fromkeys(adopt(model, watch.axes, dims, used))
     agree(watch.axes, watch.sites)
     live = {name: axes for name, axes in dims.items() if name in used}
     blocks = layers(watch.residual, freeze)
@@ -228,7 +230,7 @@ def _run(model: nn.Module, watch: Watch, tensors: Mapping[str, Tensor], example:
 def _second(model: nn.Module, watch: Watch, call: Callable[..., Any], example: Any, stand_ins: Mapping[str, Tensor]) -> None:
     """The same with other values: what it ties together is tied, and it must go the same way.
 
-    Experts are not held to that: of a `ModuleList`, or of tensors in one, other entries may take part.
+    Experts are not held to that: of a list or dictionary of modules, or of tensors in one, other entries may take part.
 
     Raises:
         LessenError: a module or tensor takes part in one pass and not in the other.
@@ -245,7 +247,7 @@ def _second(model: nn.Module, watch: Watch, call: Callable[..., Any], example: A
         return
     finally:
         watch.sites = sites
-    lists = [name for name, module in model.named_modules() if isinstance(module, nn.ModuleList)]
+    lists = [name for name, module in model.named_modules() if isinstance(module, nn.ModuleList | nn.ModuleDict)]
     ways = ran ^ set(watch.ran) | {name for name, t in stand_ins.items() if id(t) in touched ^ watch.touched}
     other = sorted(name for name in ways if not any(name.startswith(f"{path}.") for path in lists))
     if other:
