@@ -42,6 +42,6 @@ def test_pruning_then_quantizing(tiny_model: Path, tiny_texts: tuple[Path, Path]
 
 
 def test_recovering_from_python(tiny_model: Path, capsys):
-    example("recover_from_python.py")(str(tiny_model), "20%", 0.05, length=32, count=16)
+    example("recover_from_python.py")(str(tiny_model), "20%", 0.05, tokens=2048)
     before, after = capsys.readouterr().out.splitlines()[0].replace(",", "").replace(" parameters became ", " ").split()[:2]
     assert int(after) < int(before)

@@ -8,12 +8,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import lessen
-from lessen.core.edit import Replace
+from lessen.core.edit import Edit, Replace
 from lessen.errors import LessenError, UsageError
 from lessen.models.module import InMemory
 from lessen.recover import module as in_memory
 from lessen.recover.regression import Sums
-from lessen.recover.stream import Compensation, compensate
+from lessen.recover.stream import Compensation, compensate, distance, improved
 from lessen.structure.decoder import units
 from tests.decoders import decoder, drop, some_keeps, tokens
 from tests.test_recover_adapters import pruned_convolutions
@@ -81,6 +81,16 @@ def test_what_is_left_does_all_the_work_where_it_can(family: str):
     after = error(lessen.apply(copy.deepcopy(dense), [*edits, *more]), dense, held)
     # On paper nothing is lost but the channels of which every copy went, one in four of them at most.
     assert after < 0.2 * before
+
+
+def test_least_squares_are_kept_where_held_out_text_agrees():
+    dense = redundant("llama")
+    source, ids = InMemory(dense), tokens(8, 24)
+    cuts = some_keeps(units(source), uniform=True)
+    assert len(improved(source, cuts, ids, ids)) > len(cuts)
+    whole: list[Edit] = []  # nothing is missing, so that nothing can be nearer
+    assert improved(source, whole, ids[:1], tokens(4, 24, seed=5)) == whole
+    assert distance(source, source, ids) == pytest.approx(0, abs=1e-6)
 
 
 def test_a_bias_mends_the_mean():

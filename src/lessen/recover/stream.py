@@ -7,8 +7,10 @@ inputs that it will really get. What it is fitted to lies between two targets:
     own       what the dense layer puts out
     residual  the dense model's hidden state minus what the residual stream holds already (`drift` = 1)
 
-The second makes every block repair what the blocks before it left wrong. And if blocks were dropped, the hidden state that counts is the
-one after them: the feed-forward layer before a gap learns, as far as a linear map can, to do their work.
+The second makes every block repair what the blocks before it left wrong, and from few tokens it also learns what does not carry over. On
+SmolLM2 without a fifth of its parameters the middle of the two was best on held-out text of three kinds (16k tokens to fit). If blocks were
+dropped, the hidden state that counts is the one after them, and the second target alone: the feed-forward layer before a gap learns, as
+far as a linear map can, to do their work.
 
 Memory: one block of each model, its sums, and two sets of hidden states, whatever the depth.
 """
@@ -27,8 +29,11 @@ from lessen.core.modules import heard
 from lessen.errors import UsageError
 from lessen.models.checkpoint import Checkpoint
 from lessen.models.edited import Edited
+from lessen.models.skeleton import fill
 from lessen.models.stream import Stream
+from lessen.recover.losses import Logits
 from lessen.recover.modules import autocast
+from lessen.recover.objective import Objective
 from lessen.recover.regression import Sums
 from lessen.structure.families import FAMILIES
 
@@ -41,17 +46,18 @@ class Compensation:
 
     kind: Literal["regression", "bias"] = "regression"
     """Fit the columns that stay, or only a bias."""
-    damping: float = 0.01
+    damping: float = 0.03
     """How strongly weights are pulled to what they were, as a fraction of the mean square of the inputs."""
-    drift: float = 1.0
-    """0: match the dense layer; 1: match the dense model's hidden state, which repairs earlier blocks too."""
+    drift: float | None = None
+    """0: match the dense layer; 1: match the dense model's hidden state, which repairs earlier blocks too; none takes the middle, unless
+    blocks were dropped."""
     precision: Literal["float32", "bfloat16"] | None = None
     """Of matrix products while text runs through the blocks (sums are float32 and float64); none takes bfloat16 where it is fast."""
 
     def __post_init__(self) -> None:
         if self.kind not in ("regression", "bias"):
             raise UsageError("Compensation", got=f"kind={self.kind!r}", wanted="regression or bias")
-        if self.damping < 0 or not 0 <= self.drift <= 1:
+        if self.damping < 0 or not 0 <= (self.drift or 0) <= 1:
             got = f"damping={self.damping}, drift={self.drift}"
             raise UsageError("Compensation", got=got, wanted="a damping of at least 0 and a drift from 0 to 1")
 
@@ -100,6 +106,40 @@ def compensate(
     return found
 
 
+def improved(
+    source: Checkpoint,
+    edits: Sequence[Edit],
+    tokens: Tensor,
+    heldout: Tensor,
+    options: Compensation | None = None,
+    *,
+    on_event: Listener | None = None,
+) -> list[Edit]:
+    """The edits, with least squares after them if the held-out text is then nearer to the dense model; what they repaired themselves stays.
+
+    Args:
+        source: the dense model.
+        edits: what was decided about it.
+        tokens: text to fit on, "windows seq".
+        heldout: text to judge on, "windows seq".
+        options: how to fit.
+        on_event: hears of every block.
+    """
+    fitted = [*edits, *compensate(source, edits, tokens, options, on_event=on_event)]
+    return list(min(edits, fitted, key=lambda found: distance(source, Edited(source, found), heldout)))
+
+
+def distance(source: Checkpoint, other: Checkpoint, tokens: Tensor) -> float:
+    """Mean KL of another model's next-token distributions to the dense one's, in nats; both are in memory meanwhile."""
+    teacher, student = (fill(c.skeleton(), c, torch.float32) for c in (source, other))
+    objective, total, count = Objective((Logits(),), teacher), 0.0, 0.0
+    with torch.no_grad(), autocast(None, torch.device("cpu")):
+        for window in tokens.split(1):
+            total += float(objective.sums(student, window)["logits"][0])
+            count += float(objective.counts(window)[0])
+    return total / count
+
+
 class _Walk:
     def __init__(self, source: Checkpoint, edits: Sequence[Edit], options: Compensation, device: str):
         family = FAMILIES.get(str(source.config.get("model_type")))
@@ -108,7 +148,8 @@ class _Walk:
             got = f"model_type {source.config.get('model_type')!r}"
             raise UsageError(source.label, got=got, wanted="a family of lessen.structure.families", remedy=remedy)
         # Where a norm stands between a layer and the residual stream, the layer's own output is all it can be fitted to.
-        self.drift = options.drift if family.norms is not None else 0.0
+        drift = (1.0 if any(isinstance(edit, Drop) for edit in edits) else 0.5) if options.drift is None else options.drift
+        self.drift = drift if family.norms is not None else 0.0
         self.options, self.layers = options, (family.o, family.down)
         self.dense, self.pruned = Stream(source, device), Stream(Edited(source, edits), device)
         self.starts = _origins(edits, self.dense)
