@@ -167,7 +167,7 @@ def test_widths_that_can_be_grouped_are_not_refused(tiny_model):
 
 
 def test_a_short_text_says_what_it_is_enough_for():
-    from lessen.calibration import _too_short  # pyright: ignore[reportPrivateUsage]
+    from lessen.calibration import _too_short
     from lessen.stats.data import TooShort
 
     def remedy(fits: int) -> str | None:

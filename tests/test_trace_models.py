@@ -189,7 +189,7 @@ def test_a_module_that_tells_no_example_is_refused():
 
 def test_what_takes_no_part_is_held():
     model = nn.ModuleDict({"used": nn.Linear(4, 4), "idle": nn.Linear(4, 4)})
-    model.forward = lambda x: model["used"](x)  # type: ignore[method-assign]
+    model.forward = lambda x: model["used"](x)
     structure = trace(model, torch.ones(1, 4))
     assert structure.units == ()
     assert structure.held["idle.weight[0]"] == "it takes no part in the example"
