@@ -277,3 +277,36 @@ def test_a_configuration_whose_numbers_follow_is_saved_as_it_was(tmp_path: Any):
     pruned.save(smaller, edits, tmp_path / "small")
     with torch.no_grad():
         assert torch.equal(pruned.load(tmp_path / "small")(**example).logits, smaller(**example).logits)
+
+
+def test_attention_with_keys_of_another_stream_is_cut_by_whole_heads():
+    class Cross(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.up, self.other, self.down = nn.Linear(3, 8), nn.Linear(5, 8), nn.Linear(8, 2)
+            self.attention = nn.MultiheadAttention(8, 4, batch_first=True)
+
+        def forward(self, x: Tensor, y: Tensor) -> Tensor:
+            y = self.other(y)
+            return self.down(self.attention(self.up(x), y, y, need_weights=False)[0])
+
+    torch.manual_seed(0)
+    model, example = Cross().double().eval(), (torch.randn(2, 4, 3).double(), torch.randn(2, 6, 5).double())
+    structure = expressible(model, trace(model, example))
+    assert {(unit.kind, unit.size) for unit in structure.units} == {("heads", 4), ("channels", 8)}, structure
+    heads = next(unit for unit in structure.units if unit.kind == "heads")
+    smaller = check(model, resizes(model, structure, [Keep(heads, torch.tensor([0, 2, 3]))]), example)
+    assert smaller.get_submodule("attention").in_proj_weight.shape == (18, 6)
+
+
+def test_a_tensor_of_another_type_is_saved_as_it_is(tmp_path: Any):
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    from lessen.models import pruned
+
+    config = LlamaConfig(hidden_size=8, intermediate_size=12, num_attention_heads=2, num_hidden_layers=1, vocab_size=16)
+    model = LlamaForCausalLM(config).double()
+    model.lm_head.float()
+    pruned.save(model, [], tmp_path / "mixed")
+    loaded = pruned.load(tmp_path / "mixed")
+    assert {name: p.dtype for name, p in loaded.named_parameters()} == {name: p.dtype for name, p in model.named_parameters()}

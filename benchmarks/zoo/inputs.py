@@ -135,7 +135,7 @@ def _sound(model: Any, beside: bool = True) -> Iterator[dict[str, Any]]:
     whole = next(
         (2 * c.max_source_positions for c in _nested(model.config) if isinstance(getattr(c, "max_source_positions", None), int)), 48
     )
-    for frames in dict.fromkeys((whole, 48, 64, 100, 128, 3000)):
+    for frames in dict.fromkeys((48, 64, 100, 128, whole, 3000)):
         for shape in ((_BATCH, mels, frames), (_BATCH, frames, mels)):
             yield _with(model, {name: _noise(*shape)} | extra)
             if "attention_mask" in taken:

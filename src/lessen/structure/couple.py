@@ -84,7 +84,7 @@ def experts(dims: Dims) -> tuple[list[Unit], dict[Axis, str]]:
     routers: dict[tuple[str, int], list[Axis]] = {}
     for leaf, at in places.items():
         holder = _holder([name for name, _ in at])
-        if leaf.holds.keys() - _BY_NUMBER:
+        if not leaf.holds or leaf.holds.keys() - _BY_NUMBER:
             continue
         if any(mark.startswith("top ") for mark in leaf.marks):
             routers.setdefault((holder.rpartition(".")[0], leaf.size), []).append(leaf)

@@ -447,6 +447,10 @@ def _multi_head(watch: Watch, args: Any, kwargs: Any, out: Any) -> Found:
     width, inside = watch.axes_of(args[0])[-1], watch.axes_of(args[11])[1]
     watch.axes.cause = f"multi_head_attention_forward in {watch.module or 'the model'}"
     watch.axes.unify(width, inside)
+    if isinstance(args[5], Tensor) and args[5].shape[0] == 3 * width.size:
+        pieces = watch.axes.cut(watch.axes_of(args[5])[0], [width.size, 2 * width.size, 3 * width.size])
+        for piece in pieces or ():
+            watch.axes.unify(width, piece)
     for name in ("q_proj_weight", "k_proj_weight", "v_proj_weight"):
         if isinstance(kwargs.get(name), Tensor):
             watch.axes.unify(width, watch.axes_of(kwargs[name])[0])
