@@ -3,7 +3,7 @@
     python examples/recover_from_python.py smollm2-135m 20% 10 [DIR]
 
 1. Text: lessen's own, and as much again that the model writes itself, so that the result holds on other kinds of text.
-2. Surgeon in four rounds: channels and heads leave where the loss minds least, and what stays is refitted.
+2. Surgeon: channels and heads leave where the loss minds least, and what stays is refitted.
 3. Least squares, block by block, on the inputs that the pruned model really delivers; kept if held-out text agrees.
 4. Training on the original's next-token distribution. The token table stays as it is: text of minutes would only spoil rare tokens.
 """
@@ -31,7 +31,7 @@ def main(model: str = "smollm2-135m", to: str = "20%", minutes: str | float = 10
 
     cut = [unit for unit in units(source) if unit.kind in ("ffn", "kv_group")]
     example = {"input_ids": some[:1, :32]}
-    pruned = lessen.prune(teacher, example, list(some.split(1)), method=Surgeon(), to=to, units=cut, rounds=4, prove=False)
+    pruned = lessen.prune(teacher, example, list(some.split(1)), method=Surgeon(), to=to, units=cut, prove=False)
     edits = improved(source, pruned.edits, some, text.heldout)
 
     student = lessen.apply(lessen.load(model, dtype=torch.float32), edits)

@@ -108,7 +108,7 @@ def prune(
         to: the budget: "20%" goes, "0.8x" stays, "30MB", "12ms", "1.2GMACs", "30% macs"; None: the method's own ratio.
         losses: from model and batch to a loss, or to named losses of several tasks; None: what the batch speaks of.
         units: what may be cut: a structure (of which widths inside blocks are taken) or a list of units (all of them); None: traced.
-        rounds: spend the budget in so many parts, and look at what is left before each: better, and as many times slower.
+        rounds: spend the budget in so many parts, and collect anew before each; see `lessen.rounds` for what that is worth.
         prove: compare the smaller model with the masked one in float64, and time both; None: the proof up to 20 M parameters.
         uniform: narrow equal places of all blocks by the same amount, so that stock loaders take the result.
         on_event: hears of progress.

@@ -1,8 +1,11 @@
 """Pruning in rounds: a part of the budget goes, then what is left is looked at again.
 
 What a channel matters depends on which others are there: of two that say the same, neither matters until one is gone. A method that
-ranks everything once goes the more wrong the further it cuts. So the budget is spent in equal parts, and before each the statistics are
-collected anew on the model as the parts before have left it, refitted weights included.
+ranks everything once may go the more wrong the further it cuts. So the budget is spent in equal parts, and before each the statistics
+are collected anew on the model as the parts before have left it, refitted weights included.
+
+It is no free gain. Surgeon, which follows its own eliminations inside every layer, was no better in four rounds than in one on SmolLM2-135M
+at 20 % and 16k tokens (perplexity 1.37 and 1.35 times the dense model's on near text, 1.59 and 1.57 on far), and four times slower.
 
 The rounds leave no trace in the result: their cuts are composed into one `Keep` for each unit of the original model, and of the tensors
 that any round fitted the last state is taken. So the plan is one that can be read, stored and carried out in a single step.
