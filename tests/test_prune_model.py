@@ -1,6 +1,7 @@
 """`lessen.prune` on whole models: budgets met, papers' claims shown, failures that leave everything as it was."""
 
 import copy
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -30,10 +31,13 @@ from lessen.methods import (
 )
 from lessen.methods.budget import Budget
 from lessen.models.module import InMemory
+from lessen.models.pruned import load, save
 from lessen.stats.accumulators import InputNorm
 from lessen.stats.angles import AngleEntropy
 from lessen.stats.gradients import MaskFisher, WeightTaylor
 from lessen.structure.decoder import units as decoder_units
+from lessen.structure.resize import expressible
+from lessen.structure.trace import trace
 from tests.decoders import SMALL, decoder, tokens
 
 
@@ -459,3 +463,57 @@ def test_a_budget_that_cannot_be_spent_in_parts_is_refused(to: str | None, metho
     units = [unit for unit in decoder_units(InMemory(model)) if unit.kind == method.kind]
     with pytest.raises(UsageError, match="rounds"):
         lessen.prune(model, {"input_ids": windows}, [windows], method=method, to=to, units=units, rounds=2)
+
+
+def _tiny(name: str, **sizes: int) -> nn.Module:
+    import transformers
+
+    torch.manual_seed(0)
+    kind = getattr(transformers, name)
+    return kind(kind.config_class(vocab_size=40, **sizes)).eval()
+
+
+STOCK: dict[str, dict[str, int]] = {
+    "Qwen3ForCausalLM": {
+        "hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 8,
+        "num_hidden_layers": 2,
+    },
+    "T5ForConditionalGeneration": {"d_model": 24, "d_ff": 40, "num_heads": 4, "d_kv": 8, "num_layers": 2, "num_decoder_layers": 2},
+    "BartForConditionalGeneration": {
+        "d_model": 24, "encoder_ffn_dim": 40, "decoder_ffn_dim": 40, "encoder_layers": 2, "decoder_layers": 2,
+        "encoder_attention_heads": 4, "decoder_attention_heads": 4, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0,
+        "decoder_start_token_id": 2,
+    },
+    "GPT2LMHeadModel": {"n_embd": 24, "n_head": 4, "n_layer": 2, "n_positions": 32},
+    "BertForMaskedLM": {"hidden_size": 24, "intermediate_size": 40, "num_attention_heads": 4, "num_hidden_layers": 2},
+}  # fmt: skip
+"""Classes with other names for the same widths, and sizes that differ from one another."""
+
+
+@pytest.mark.parametrize("name", STOCK)
+def test_traced_units_of_equal_widths_are_said_by_the_configuration(name: str, tmp_path: Any):
+    import transformers
+
+    model = _tiny(name, **STOCK[name])
+    ids = torch.arange(1, 13).view(2, 6)
+    example = {"input_ids": ids, "decoder_input_ids": ids[:, :4]} if "Conditional" in name else {"input_ids": ids}
+    pruned = lessen.prune(model, example, method=Magnitude(ratio=0.25), uniform=True)
+    heads = name in ("Qwen3ForCausalLM", "T5ForConditionalGeneration")
+    assert heads == (not [note for note in pruned.notes if "configuration" in note]), pruned.notes
+    assert heads == any(record.unit.endswith(("heads", "kv_group")) for record in pruned.records)
+    assert pruned.after["parameters"] < pruned.before["parameters"]
+    save(pruned.model, pruned.edits, tmp_path / "small")
+    stock = getattr(transformers, name).from_pretrained(tmp_path / "small", dtype=torch.float32).eval()
+    with torch.no_grad():
+        wanted, again = pruned.model(**example).logits, load(tmp_path / "small")(**example).logits
+        assert torch.equal(again, wanted)
+        # The stock class may choose another kernel for attention, which sums in another order: rounding of float32.
+        assert torch.allclose(stock(**example).logits, wanted, atol=1e-5)
+
+
+def test_widths_that_no_configuration_says_are_told():
+    model, example = _tiny("BertForMaskedLM", **STOCK["BertForMaskedLM"]), {"input_ids": torch.arange(1, 13).view(2, 6)}
+    structure = expressible(model, trace(model, example))
+    heads = replace(structure, units=tuple(unit for unit in structure.units if unit.kind == "heads"))
+    with pytest.raises(UsageError, match="No configuration of BertForMaskedLM says another number of heads"):
+        lessen.prune(model, example, method=Magnitude(ratio=0.25), units=heads, uniform=True)

@@ -21,6 +21,7 @@ from lessen.core.edit import Drop, Edit, Keep, Resize
 from lessen.core.event import Event, Listener
 from lessen.core.modules import evaluating
 from lessen.core.record import Record
+from lessen.core.stock import stock_config
 from lessen.core.strict import strict
 from lessen.core.unit import Unit, View
 from lessen.engine.survey import record
@@ -35,6 +36,7 @@ from lessen.structure.check import check
 from lessen.structure.example import arguments
 from lessen.structure.resize import expressible, resizes
 from lessen.structure.trace import Structure, trace
+from lessen.structure.uniform import said
 from lessen.targets.cost import Cost, Goal, bytes_of, parameters
 from lessen.targets.latency import Latency, Table, measured, preferred_multiple
 from lessen.targets.profile import macs
@@ -130,8 +132,14 @@ def prune(
     if isinstance(structure, Structure):
         structure = expressible(model, structure)
     chosen = _chosen(structure, method)
+    told: list[str] = []
+    if uniform and isinstance(structure, Structure):
+        chosen, told = said(model, structure, chosen)
+        if not chosen:
+            raise UsageError("prune", got="uniform=True", wanted="a width that a configuration can say", remedy="; ".join(told))
     tensors = dict(model.named_parameters(remove_duplicate=False))
     method, goal, notes = _goal(model, _caller(model, example_inputs), chosen, method, to, uniform)
+    notes = [*told, *notes]
     proof = prove is True or (prove is None and isinstance(structure, Structure) and sum(p.numel() for p in tensors.values()) <= PROVED)
     cutting = _Cutting(model, example_inputs, structure, chosen, proof)
     tasks: tuple[str, ...] = ()
@@ -147,6 +155,8 @@ def prune(
         how = method.collecting(losses) if hasattr(method, "collecting") else Collecting(losses)
         stats, tasks = survey(model, chosen, method.needs, batches, how, on_event)
         edits, smaller = _attempts(cutting, method, [_view(unit, tensors) for unit in chosen], stats, goal)
+    if uniform:
+        notes += _settle(model, smaller, edits)
     before, after = _sizes(model), _sizes(smaller)
     if goal is not None and goal.cost.name == "macs":
         before["macs"], after["macs"] = goal.cost.whole, macs(smaller, _caller(smaller, example_inputs), ()).whole
@@ -309,6 +319,17 @@ def _cost(model: nn.Module, call: Callable[[], Any], units: Sequence[Unit], coun
             first = next(model.parameters())
             with evaluating(model):
                 return Latency(model, call, units, Table(first.device, first.dtype))
+
+
+def _settle(model: nn.Module, smaller: nn.Module, edits: Sequence[Edit]) -> list[str]:
+    """Give the smaller model a configuration that says its widths, or say that there is none."""
+    if not hasattr(model, "config"):
+        return []
+    config = stock_config(model, smaller, edits)
+    if config is None:
+        return [f"No configuration of {type(model).__name__} says these widths: save the model with its edits, and load it with lessen."]
+    smaller.config = config
+    return []
 
 
 def _runs(model: nn.Module, example: Any) -> None:

@@ -5,7 +5,7 @@ was then done to it:
 
     model.safetensors    every tensor of the state, shared ones once, in the shapes that they have
     edits.safetensors    the decisions: kept indices, and the numbers of modules that follow from them
-    config.json          the configuration before the cut, where the model has one
+    config.json          the configuration before the cut, where the model has one; if the smaller one's makes it, that one, and no edits
     lessen.json          "pruned": {"made_by": "transformers:LlamaForCausalLM" or "package.module:factory"}
 
 `load` makes the model that was cut, cuts it the same way, and fills it. Nothing is pickled.
@@ -27,6 +27,7 @@ from torch import nn
 
 from lessen.core.apply import apply
 from lessen.core.edit import Edit, Resize, load_edits, save_edits
+from lessen.core.stock import is_stock
 from lessen.errors import LessenError, UsageError, one_line
 
 
@@ -60,6 +61,8 @@ def save(model: nn.Module, edits: Sequence[Edit], folder: Path, made_by: str | N
     for name, tensor in model.state_dict(keep_vars=True).items():
         first.setdefault(id(tensor), name)
     state = model.state_dict()
+    if made_by.startswith("transformers:") and is_stock(model):
+        edits = ()  # its configuration alone makes it, and stock loaders read the directory
     folder.parent.mkdir(parents=True, exist_ok=True)
     aside = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
     try:

@@ -157,6 +157,9 @@ def trace(
     blocks = layers(watch.residual, freeze)
     units, names = couple(watch.axes, live, [block.name for block in blocks])
     packed, of_experts = experts(live)
+    parameters = dict(model.named_parameters())
+    # The unused end of a table of positions is no part of the weights.
+    units = [unit for unit in units if any(part.name in parameters for part in unit.slices)]
     found = [*units, *packed, *blocks]
     held = {f"{n}[{d}]": reason for n, axes in dims.items() for d, a in enumerate(axes) if (reason := _held(a, n in used))}
     return Structure(
