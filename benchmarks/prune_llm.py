@@ -50,7 +50,7 @@ TOKENS = 131072
 LOOKED_AT = 32  # windows that methods decide on, and least squares fits
 MINUTES = 20.0
 TRAINING = Options(
-    minutes=MINUTES, clock="processor", batch=4, learning_rate=2e-4, warmup=0.1, train=("layers.",), evaluate_every=40, patience=None
+    minutes=MINUTES, clock="processor", batch=4, learning_rate=1.5e-4, warmup=0.1, train=("layers.",), evaluate_every=40, patience=None
 )
 VARIANT = "shipped"
 TORCH_PRUNING = ("Torch-Pruning Taylor", "Torch-Pruning magnitude")

@@ -35,7 +35,7 @@ def main(model: str = "smollm2-135m", to: str = "20%", minutes: str | float = 10
     edits = improved(source, pruned.edits, some, text.heldout)
 
     student = lessen.apply(lessen.load(model, dtype=torch.float32), edits)
-    settings = {"train": ("layers.",), "learning_rate": 2e-4, "batch": 4, "warmup": 0.1, "evaluate_every": 40, "patience": None}
+    settings = {"train": ("layers.",), "learning_rate": 1.5e-4, "batch": 4, "warmup": 0.1, "evaluate_every": 40, "patience": None}
     found = lessen.recover(student, teacher, text.calibration, text.heldout, minutes=float(minutes), **settings)
     print(f"{pruned.before['parameters']:,.0f} parameters became {pruned.after['parameters']:,.0f}")
     print(f"held-out KL {found.before:.3f}, after {found.steps} steps {found.best:.3f}")
