@@ -310,3 +310,34 @@ def test_a_tensor_of_another_type_is_saved_as_it_is(tmp_path: Any):
     pruned.save(model, [], tmp_path / "mixed")
     loaded = pruned.load(tmp_path / "mixed")
     assert {name: p.dtype for name, p in loaded.named_parameters()} == {name: p.dtype for name, p in model.named_parameters()}
+
+
+class Chosen(nn.Module):
+    """Two of six experts by the sum of a score and a bias; experts have biases of their own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.start, self.end = nn.Linear(4, 8), nn.Linear(8, 3)
+        self.router = nn.Module()
+        self.router.weight, self.router.bias = nn.Parameter(torch.randn(6, 8)), nn.Parameter(torch.randn(6))
+        self.experts = nn.Module()
+        self.experts.up, self.experts.bias = nn.Parameter(torch.randn(6, 8, 8)), nn.Parameter(torch.randn(6, 8))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.start(x)
+        scores = F.linear(x, self.get_parameter("router.weight")).sigmoid()
+        chosen = (scores + self.get_parameter("router.bias")).topk(2).indices
+        weights = scores.gather(1, chosen)
+        inside = (self.get_parameter("experts.up")[chosen] * x[:, None, :, None]).sum(2) + self.get_parameter("experts.bias")[chosen]
+        return self.end((inside.tanh() * weights[..., None]).sum(1))
+
+
+@pytest.mark.parametrize("kept", [[0, 1, 2, 3], [1, 4, 5], [2, 5]])
+def test_experts_that_are_gone_are_never_chosen_by_the_mask(kept: list[int]):
+    torch.manual_seed(0)
+    model, example = Chosen().double().eval(), torch.randn(9, 4, dtype=torch.float64)
+    structure = expressible(model, trace(model, example))
+    experts = next(unit for unit in structure.units if unit.kind == "experts")
+    assert {part.name for part in experts.slices} == {"router.weight", "router.bias", "experts.up", "experts.bias"}
+    smaller = check(model, resizes(model, structure, [Keep(experts, torch.tensor(kept))]), example)
+    assert smaller.get_parameter("experts.bias").shape == (len(kept), 8)

@@ -11,6 +11,7 @@ count: so the channels that are left are looked up among those that the cut left
 
 import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from typing import Any
 
 import torch
@@ -23,6 +24,7 @@ from lessen.core.edit import Edit
 from lessen.core.sizes import refresh
 from lessen.errors import LessenError, one_line
 from lessen.structure.example import arguments, mapped
+from lessen.structure.routers import Unchosen
 from lessen.structure.watch import tensors_in
 
 TOLERANCE = 1e-6
@@ -179,8 +181,9 @@ def check(model: nn.Module, edits: Sequence[Edit], inputs: Any, tolerance: float
     wide = copy.deepcopy(model).double().eval()
     sliced = apply(copy.deepcopy(wide), edits)
     masked = apply(wide, edits, mode="mask")
-    wanted = _run(masked, inputs, KeptNorms(left_of(_named(masked), _named(sliced))), where)
-    found = _run(sliced, inputs, None, where)
+    norms = KeptNorms(left_of(_named(masked), _named(sliced)))
+    wanted = _run(masked, inputs, [Unchosen(masked, edits), norms], where)
+    found = _run(sliced, inputs, [], where)
     pairs = [(a, b) for a, b in zip(found, wanted, strict=len(found) == len(wanted)) if a.shape == b.shape]
     if not pairs:
         raise LessenError(
@@ -219,12 +222,12 @@ def _still_tied(model: nn.Module, smaller: nn.Module) -> None:
             raise LessenError(names[0], got=f"a tensor of its own for {names[1]}", wanted="one tensor, as before the cut")
 
 
-def _run(model: nn.Module, inputs: Any, mode: TorchDispatchMode | None, where: str) -> list[Tensor]:
-    from contextlib import nullcontext
-
+def _run(model: nn.Module, inputs: Any, modes: Sequence[TorchDispatchMode], where: str) -> list[Tensor]:
     args, kwargs = arguments(mapped(inputs, _widened))
     try:
-        with torch.no_grad(), torch.random.fork_rng(devices=[]), mode or nullcontext():
+        with torch.no_grad(), torch.random.fork_rng(devices=[]), ExitStack() as stack:
+            for mode in modes:
+                stack.enter_context(mode)
             torch.manual_seed(0)
             return list(answers(model(*args, **kwargs)))
     except Exception as error:

@@ -82,13 +82,15 @@ def experts(dims: Dims) -> tuple[list[Unit], dict[Axis, str]]:
     places = _places(dims)
     packs: dict[tuple[str, int], list[Axis]] = {}
     routers: dict[tuple[str, int], list[Axis]] = {}
+    # A module that packs matrices may pack biases beside them.
+    matrices = {(name.rpartition(".")[0], own[0].size) for name, own in dims.items() if len(own) == 3}
     for leaf, at in places.items():
         holder = _holder([name for name, _ in at])
         if not leaf.holds or leaf.holds.keys() - _BY_NUMBER:
             continue
         if any(mark.startswith("top ") for mark in leaf.marks):
             routers.setdefault((holder.rpartition(".")[0], leaf.size), []).append(leaf)
-        elif all(dim == 0 for _, dim in at) and any(len(dims[name]) == 3 for name, _ in at):
+        elif all(dim == 0 for _, dim in at) and (holder, leaf.size) in matrices:
             packs.setdefault((holder.rpartition(".")[0], leaf.size), []).append(leaf)
     found: list[Unit] = []
     named: dict[Axis, str] = {}
