@@ -180,16 +180,26 @@ def _image_text(model: Any) -> Iterator[dict[str, Any]]:
             ids = _ids(_LENGTH)
             if token is not None and count:
                 ids = torch.cat([ids[:, :3], torch.full((_BATCH, count), token), ids[:, 3:]], 1)
-            base = {"input_ids": ids} | pixels
+            base = {"input_ids": ids} | pixels | _other_texts(taken)
             if "attention_mask" in taken:
                 base["attention_mask"] = torch.ones_like(ids)
             if "token_type_ids" in taken:
                 base["token_type_ids"] = (ids == token).long() if token is not None else torch.zeros_like(ids)
             if "mm_token_type_ids" in taken:
-                base["mm_token_type_ids"] = (ids == token).long()
+                base["mm_token_type_ids"] = (ids == token).long() if token is not None else torch.zeros_like(ids)
             if "decoder_input_ids" in taken:
                 yield _with(model, base | {"decoder_input_ids": _ids(7, seed=1)})
             yield _with(model, base)
+
+
+def _other_texts(taken: set[str]) -> dict[str, Any]:
+    """What another text encoder reads, `qformer_input_ids` for example, with its mask."""
+    found: dict[str, Any] = {}
+    for name in taken:
+        if name.endswith("_input_ids") and name != "decoder_input_ids":
+            mask = name.replace("input_ids", "attention_mask")
+            found |= {name: _ids(9, seed=2)} | ({mask: torch.ones(_BATCH, 9, dtype=torch.int64)} if mask in taken else {})
+    return found
 
 
 def _pixels(model: Any, taken: set[str]) -> Iterator[dict[str, Any]]:

@@ -349,7 +349,11 @@ GIVEN: dict[str, dict[str, Any]] = {
     "bit": {"num_groups": 8},
     "beit": {"num_hidden_layers": 4, "out_indices": [0, 1, 2, 3]},
     "efficientnet": {"width_coefficient": 0.25, "depth_coefficient": 0.3, "hidden_dim": 128},
+    "vipllava": {"vision_feature_layers": [-1, -2]},
+    "aria": {"projector_patch_to_query_dict": {4: 2, 16: 4}},
     # What has no default.
+    **{kind: {"image_token_index": 180} for kind in ("blip-2", "instructblip")},
+    "instructblipvideo": {"video_token_index": 180},
     "xmod": {"default_language": "en_XX"},
     **{kind: {"vocab_size": 40} for kind in ("wav2vec2-bert", "wav2vec2-conformer")},
 }
