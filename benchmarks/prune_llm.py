@@ -47,7 +47,7 @@ RATIOS = (0.2, 0.1, 0.3)  # the one that a goal names comes first
 STAGES = ("pruned", "compensated", "recovered")
 OURS = "lessen"
 TOKENS = 131072
-LOOKED_AT = 32  # windows that methods decide on, and least squares fits
+LOOKED_AT = 64  # windows that methods decide on, and least squares fits
 MINUTES = 20.0
 TRAINING = Options(
     minutes=MINUTES, clock="processor", batch=4, learning_rate=1.5e-4, warmup=0.1, train=("layers.",), evaluate_every=40, patience=None

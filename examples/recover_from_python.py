@@ -20,7 +20,7 @@ from lessen.models.module import InMemory
 from lessen.recover.stream import improved
 from lessen.structure.decoder import units
 
-LOOKED_AT = 32  # windows that decide; all are trained on
+LOOKED_AT = 64  # windows that decide; all are trained on
 
 
 def main(model: str = "smollm2-135m", to: str = "20%", minutes: str | float = 10, out: str | None = None, *, tokens: int = 131072) -> None:
