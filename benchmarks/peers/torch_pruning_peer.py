@@ -2,7 +2,8 @@
 
 MetaPruner with group magnitude importance, local ratio 0.25, the layers that make the output ignored. Attention layers get `num_heads`:
 the linears whose names say query, key, value (fused ones too), with the number that the nearest configuration gives; key and value
-layers the number of key/value heads. After the cut, head counts and widths that attention modules keep for themselves are set from the
+layers the number of key/value heads. Whole heads go, and no features of heads, as its example for language models has it, since rotary
+positions have the size of a head. After the cut, head counts and widths that attention modules keep for themselves are set from the
 layers, as its examples for BERT, ViT and Llama do by hand. It lies in a folder of its own, installed without its dependencies.
 """
 
@@ -20,7 +21,7 @@ from lessen.errors import LessenError
 from lessen.structure.check import answers
 
 REQUIREMENT = "torch-pruning==1.6.1"
-CALLED = "MetaPruner(GroupMagnitudeImportance(p=2), pruning_ratio=0.25, ignored_layers=output layers, num_heads=from the configuration)"
+CALLED = "MetaPruner(GroupMagnitudeImportance(p=2), pruning_ratio=0.25, ignored_layers=output layers, num_heads=from the configuration, whole heads)"
 _QUERY = re.compile(r"(q|query|q_proj|q_lin|query_proj|to_q|wq|c_attn|qkv|qkv_proj|query_key_value|Wqkv|in_proj|att_proj|q_attn)")
 _KEY = re.compile(r"(k|v|key|value|k_proj|v_proj|k_lin|v_lin|key_proj|value_proj|to_k|to_v|wk|wv)")
 
@@ -52,6 +53,9 @@ def prune(model: nn.Module, inputs: dict[str, Any]) -> nn.Module:
         pruning_ratio=0.25,
         ignored_layers=_outputs(model, inputs),
         num_heads=heads,
+        prune_num_heads=True,
+        prune_head_dims=False,
+        head_pruning_ratio=0.25,
         forward_fn=lambda model, inputs: model(**inputs) if isinstance(inputs, dict) else model(inputs),
         output_transform=lambda out: [tensor for tensor in answers(out) if tensor.requires_grad],
     )
@@ -126,6 +130,11 @@ def _set_sizes(model: nn.Module, heads: dict[nn.Module, int]) -> None:
         for name in ("num_attention_heads", "num_heads", "n_heads"):
             if isinstance(getattr(module, name, None), int):
                 setattr(module, name, number)
+        key = next((m for n, m in module.named_children() if isinstance(m, nn.Linear) and m in heads and _KEY.fullmatch(n)), None)
+        if key is not None:
+            for name, value in (("num_key_value_heads", heads[key]), ("num_key_value_groups", number // max(1, heads[key]))):
+                if isinstance(getattr(module, name, None), int):
+                    setattr(module, name, value)
         for name in ("attention_head_size", "head_dim"):
             if isinstance(getattr(module, name, None), int):
                 setattr(module, name, wide // number)
