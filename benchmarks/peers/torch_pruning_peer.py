@@ -21,7 +21,10 @@ from lessen.errors import LessenError
 from lessen.structure.check import answers
 
 REQUIREMENT = "torch-pruning==1.6.1"
-CALLED = "MetaPruner(GroupMagnitudeImportance(p=2), pruning_ratio=0.25, ignored_layers=output layers, num_heads=from the configuration, whole heads)"
+CALLED = (
+    "MetaPruner(GroupMagnitudeImportance(p=2), pruning_ratio=0.25, ignored_layers=output layers, num_heads=from the configuration, "
+    "prune_num_heads=True, prune_head_dims=False, head_pruning_ratio=0.25)"
+)
 _QUERY = re.compile(r"(q|query|q_proj|q_lin|query_proj|to_q|wq|c_attn|qkv|qkv_proj|query_key_value|Wqkv|in_proj|att_proj|q_attn)")
 _KEY = re.compile(r"(k|v|key|value|k_proj|v_proj|k_lin|v_lin|key_proj|value_proj|to_k|to_v|wk|wv)")
 
