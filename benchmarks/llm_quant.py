@@ -108,7 +108,11 @@ def goals(rows: list[Row]) -> list[Goal]:
     found = {row["key"]: row for row in rows}
     # "RTN" may mean 2^b - 1 levels or all 2^b, the grid of ours: at 3 bits that is much, so both are shown.
     plain = ("RTN absmax", "RTN full range")
-    promised = [(4, 64, "RTN mse", 60), *((4, 32, name, 65) for name in plain), *((3, 64, name, 75) for name in plain)]
+    promised = [
+        *((4, 64, name, 60) for name in ("RTN mse", "RTN full range")),
+        *((4, 32, name, 65) for name in plain),
+        *((3, 64, name, 75) for name in plain),
+    ]
     result = []
     for bits, group, baseline, percent in promised:
         ours = found.get(_key("rescaled", OURS, bits, group), {})

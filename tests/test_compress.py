@@ -79,6 +79,11 @@ def test_every_integer_grid_goes_through_the_whole_job(folder: Path, tmp_path: P
         decided = plan.result.quantized(name)
         if decided is not None and "embed" not in name:
             torch.testing.assert_close(read.read(name), decided.format.decode(decided.codes).to(read.read(name).dtype), rtol=0, atol=0)
+    decided = plan.result.quantized("model.layers.0.mlp.up_proj.weight")
+    assert decided is not None
+    shape = plan.result.shape("model.layers.0.mlp.up_proj.weight")
+    assert run.sizes["after"]["linears_bpw"] == pytest.approx(decided.format.bits_per_weight(shape), rel=0.1)  # rows differ in length
+    assert any("`lessen export` from this directory sees the folded codes" in note for note in run.notes) is not method.symmetric
     logits = lessen.load(tmp_path / "out")(tokens[:1]).logits
     assert logits.isfinite().all()
     assert all(row["codes_equal"] for row in run.exports)

@@ -1,6 +1,7 @@
 """The GPTQ layout, taken apart word by word as its own tools do, and read by onnxruntime-genai's builder."""
 
 import json
+import math
 import subprocess
 import sys
 
@@ -10,10 +11,11 @@ from safetensors.torch import load_file
 
 from lessen.errors import LessenError
 from lessen.export import export, gptq
+from lessen.export.price import PRICES, Contents, Layout, Matrix
 from lessen.formats.affine import Codes, Int, PerGroup, PerRow
 from tests.export_fixture import EMBEDDING, Solved, four_bits, llama, probe
 
-UP = "model.layers.1.mlp.up_proj"
+UP, HEAD = "model.layers.1.mlp.up_proj", "lm_head.weight"
 
 
 def uniform(format: Int):
@@ -71,6 +73,26 @@ def test_mixed_layers_take_the_widest_code_and_the_finest_group(tmp_path):
     settings = json.loads((tmp_path / "out" / "quantize_config.json").read_text())
     assert result["codes_equal"] and (settings["bits"], settings["group_size"]) == (4, 32)
     assert any("3-bit codes in 4-bit" in note for note in result["notes"]) and any("float16" in note for note in result["notes"])
+
+
+def test_a_head_that_would_widen_all_others_stays_dense_and_one_that_fits_is_packed(tmp_path):
+    """The default gives a head 8 bits: over layers of 4 it would double the file."""
+    sizes = {}
+    for bits in (8, 4):
+        solved = Solved(llama(tied=False), lambda name, bits=bits: Int(bits, PerGroup(32)) if name == HEAD else four_bits(name))
+        result = export(solved, tmp_path / f"{bits}", "gptq")
+        settings = json.loads((tmp_path / f"{bits}" / "config.json").read_text())["quantization_config"]
+        assert result["codes_equal"] and settings["bits"] == 4
+        assert settings["lm_head"] is (bits == 4) and "dynamic" not in settings
+        tensors = load_file(tmp_path / f"{bits}" / "model.safetensors")
+        assert (HEAD in tensors) is (bits == 8)
+        assert tensors[f"{UP}.qweight"].numel() * 8 == math.prod(solved.shape(f"{UP}.weight"))
+        shapes = {name: solved.shape(name) for name in solved.names}
+        matrices = [Matrix((s[0], s[1]), n in (HEAD, EMBEDDING), n != EMBEDDING, 1) for n, s in shapes.items() if len(s) > 1]
+        vectors = sum(s[0] for s in shapes.values() if len(s) == 1)
+        sizes[bits] = sum(t.nbytes for t in tensors.values())
+        priced = PRICES["gptq"](Contents(tuple((m, 1) for m in matrices), 0, vectors, 2, 0), Layout(4, 32, bits, 32))
+        assert priced == pytest.approx(sizes[bits], rel=0.02)
 
 
 def test_layers_without_codes_are_excepted_by_name(tmp_path):

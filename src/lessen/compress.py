@@ -230,7 +230,7 @@ def _make(making: _Making, plan: Plan, texts: Mapping[str, Tensor]) -> None:
     result = open_checkpoint(stage)
     if texts:
         _measure(making, result, texts)
-    run.notes += _already_small(run) + _wider(run) + _beyond(making)
+    run.notes += _already_small(run) + _wider(run, plan.result) + _beyond(making)
     _report(run, stage, wanted.out)
     _swap(stage, wanted.out)
 
@@ -268,14 +268,26 @@ def _already_small(run: Run) -> list[str]:
     return [f"The source is a quantized file already ({bpw:.2f} bits per weight); at 16 bits the same model takes {whole:.0f} MB."]
 
 
-def _wider(run: Run) -> list[str]:
-    """Say it where containers need more bytes than the codes and scales that they hold."""
+def _wider(run: Run, decided: Checkpoint) -> list[str]:
+    """Say it where the directory needs more bytes than the codes and scales that were decided, and why."""
     size = next((row["weights_bytes"] for row in run.exports if row["format"] == "huggingface"), 0)
     codes = run.sizes["after"]["size_bytes"]
     if size <= 1.01 * codes:
         return []
-    why = "this container stores some widths in wider words, and the scales of a tied table twice"
-    return [f"huggingface: its weights take {in_words(size)} for {in_words(codes)} of codes and scales: {why}."]
+    formats = {name: found.format for name in decided.names if (found := decided.quantized(name))}
+    modules = dict(decided.skeleton().named_modules())
+    tables = [name for name in formats if isinstance(modules.get(name.removesuffix(".weight")), nn.Embedding)]
+    folded = any(run.formats[name]["bits"] > format.bits for name, format in formats.items() if name in run.formats)
+    causes = {
+        "zero points are folded into codes of more bits (exact)": folded,
+        "the codes of a token table are bytes": any(formats[name].bits < 8 for name in tables),
+        "a tied table has its scales twice": any(target in tables for target in decided.tied.values()),
+    }
+    why = ", ".join(cause for cause, holds in causes.items() if holds) or "codes fill words of 32 bits"
+    notes = [f"huggingface: its weights take {in_words(size)} for {in_words(codes)} of codes and scales: {why}."]
+    if folded:
+        notes.append("`lessen export` from this directory sees the folded codes; containers named in --export now get the others.")
+    return notes
 
 
 def _beyond(making: _Making) -> list[str]:
@@ -355,7 +367,7 @@ def _write(making: _Making, plan: Plan) -> None:
         run.formats = Run.load(told).formats if told.exists() else {}
         run.save(stage / "lessen.json")
         before = cost(making.job.source)
-        run.sizes = {"before": before, "after": cost(open_checkpoint(stage), parameters=before["parameters"])}
+        run.sizes = {"before": before, "after": cost(result, parameters=before["parameters"])}
 
     making.step("write", "the Hugging Face directory", depends, whole, ["*"])
     run.save(stage / "lessen.json")

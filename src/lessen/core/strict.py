@@ -40,7 +40,7 @@ def strict(*more: type) -> Callable[[Callable[P, R]], Callable[P, R]]:
             open_ended = not more and any(p.kind is p.VAR_KEYWORD for p in signature.parameters.values())
             for key in kwargs:
                 if key not in named and key not in extra and not open_ended:
-                    raise UsageError(f"{name}()", got=repr(key), wanted="one of its arguments", remedy=nearest(key, [*named, *extra]))
+                    raise UsageError(f"{name}()", got=repr(key), wanted="one of its arguments", remedy=nearest(key, {*named, *extra}))
             try:
                 given = signature.bind(*args, **kwargs)
             except TypeError as error:
@@ -55,6 +55,22 @@ def strict(*more: type) -> Callable[[Callable[P, R]], Callable[P, R]]:
         return checked
 
     return decorate
+
+
+def check_fields(options: Any) -> None:
+    """Refuse a field of a dataclass whose value is not what its annotation says; called by `__post_init__` before all else.
+
+    >>> from lessen.methods.rtn import RTN
+    >>> RTN(4, symmetric="no")
+    Traceback (most recent call last):
+    lessen.errors.UsageError: RTN: got symmetric='no', wanted bool
+    """
+    hints = get_type_hints(type(options))
+    for field in fields(options):
+        value, hint = getattr(options, field.name), hints[field.name]
+        listed = isinstance(value, list) and get_origin(hint) is tuple
+        if not (listed or fits(value, hint)):
+            raise UsageError(type(options).__name__, got=f"{field.name}={value!r}"[:80], wanted=spell(hint))
 
 
 def _hints(function: Callable[..., Any]) -> dict[str, Any]:

@@ -9,7 +9,8 @@ Codes are unsigned, so symmetric ones get the zero 2^(bits-1). Version 1 cannot 
 changes nothing:  s * u  =  -s * ((2^bits - 1 - u) - (2^bits - 1)).
 
 One width and one group size hold for the whole file, so the widest code and the finest group decide, exactly (see `grid`). The layout knows
-linear layers only: embeddings are stored dense, as is the convention in float16, and the error of that is measured and said.
+linear layers only: embeddings are stored dense, as is the convention in float16, and the error of that is measured and said. So is a head
+that would make all others wider (8 bits over layers of 4), as `"lm_head": false` says in most published files.
 
 Layout: https://github.com/AutoGPTQ/AutoGPTQ (v0.7), https://github.com/ModelCloud/GPTQModel
 """
@@ -33,6 +34,7 @@ from lessen.formats.pack import pack_words, unpack_words
 from lessen.models.checkpoint import Checkpoint
 
 WIDTHS = (2, 3, 4, 8)
+_HEAD = "lm_head.weight"
 _DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
 
 
@@ -107,13 +109,20 @@ def _common(checkpoint: Checkpoint) -> tuple[int, int | None, set[str]]:
         remedy = "export to huggingface, or quantize first"
         raise LessenError(checkpoint.label, got="no quantized linear layer", wanted="codes for GPTQ", remedy=remedy)
     bits, group, by_row = 2, 0, True
-    for name in sorted(linears):
+    for name in sorted(linears, key=lambda name: (name == _HEAD, name)):
         edit = checkpoint.quantized(name)
         assert edit is not None, "it is one of the quantized ones"
         grid = grid_of(edit)
+        if name == _HEAD and group and (grid.bits > _width(bits) or grid.group % group):
+            linears = linears - {_HEAD}
+            continue
         bits, group = max(bits, grid.bits), gcd(group, grid.group)
         by_row &= grid.scale.shape[1] == 1
-    return next(width for width in WIDTHS if width >= bits), None if by_row else group, linears
+    return _width(bits), None if by_row else group, linears
+
+
+def _width(bits: int) -> int:
+    return next(width for width in WIDTHS if width >= bits)
 
 
 def _fitted(checkpoint: Checkpoint, name: str, bits: int, group: int | None) -> Grid:
@@ -158,13 +167,13 @@ def _settings(checkpoint: Checkpoint, bits: int, group: int | None, symmetric: b
         "group_size": group or -1,
         "desc_act": False,
         "sym": symmetric,
-        "lm_head": "lm_head.weight" in linears,
+        "lm_head": _HEAD in linears,
         "true_sequential": True,
         "damp_percent": 0.01,
         "checkpoint_format": "gptq",
         "pack_dtype": "int32",
     }
-    plain = [name.removesuffix(".weight") for name, quantized in _linears(checkpoint).items() if not quantized and name != "lm_head.weight"]
+    plain = [name.removesuffix(".weight") for name, quantized in _linears(checkpoint).items() if not quantized and name != _HEAD]
     if plain:
         settings["dynamic"] = {"-:^" + path.replace(".", r"\.") + "$": {} for path in plain}
     return settings

@@ -175,7 +175,7 @@ def stored_grid(edit: Quantize, module: nn.Module | None, zero_points: str) -> G
         folded = grid.folded(bits)
         if folded is not None:
             return folded
-    remedy = "quantize it with symmetric=true or bits=7 (lessen export --format huggingface --zero-points packed keeps it, for vLLM)"
+    remedy = "quantize it with symmetric=true, or with 7 bits"
     raise LessenError(grid.name, got="asymmetric 8-bit codes", wanted="code - zero within 8 bits", remedy=remedy)
 
 

@@ -149,13 +149,14 @@ def _onnx(of: Contents, layout: Layout) -> float:
 
 def _gptq(of: Contents, layout: Layout) -> float:
     total = 2.0 * (of.others + of.vectors)
-    packed = [_grid(matrix, layout) for matrix, _ in of.matrices if matrix.packable]
-    widest = max((bits for bits, _ in packed if bits < 16), default=2)
-    bits = min(width for width in gptq.WIDTHS if width >= widest)
-    finest = gcd(*(group for width, group in packed if width < 16))
+    layers = [matrix for matrix, _ in of.matrices if matrix.packable and _grid(matrix, layout)[0] < 16]
+    packed = [_grid(matrix, layout) for matrix in layers if not matrix.table] or [_grid(matrix, layout) for matrix in layers]
+    bits = min(width for width in gptq.WIDTHS if width >= max((width for width, _ in packed), default=2))
+    finest = gcd(*(group for _, group in packed))
     for matrix, times in of.matrices:
         rows, columns = matrix.shape
-        if not matrix.packable or _grid(matrix, layout)[0] == 16:
+        width, group = _grid(matrix, layout)
+        if matrix not in layers or width > bits or group % finest:  # a head that would widen all others stays dense
             total += times * 2 * rows * columns
         else:
             total += times * (rows * columns * (bits + (16 + bits) / finest) / 8 + 4 * columns)

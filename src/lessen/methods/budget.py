@@ -13,6 +13,7 @@ from torch import Tensor
 
 from lessen.core.edit import Edit, Keep
 from lessen.core.method import Stats
+from lessen.core.strict import check_fields
 from lessen.core.unit import Kind, Unit, View
 from lessen.errors import LessenError, UsageError
 from lessen.methods.ranking import Merge, Normalise, Rules, rank
@@ -52,6 +53,7 @@ class Budget:
     reads: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
+        check_fields(self)
         where = type(self).__name__
         if not 0 <= self.ratio < 1:
             raise UsageError(where, got=f"ratio={self.ratio}", wanted="a fraction to remove, at least 0 and below 1")

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from lessen.core.edit import Drop, Edit
 from lessen.core.method import Stats
+from lessen.core.strict import check_fields
 from lessen.core.unit import Kind, View
 from lessen.errors import UsageError
 from lessen.methods.budget import keep
@@ -38,6 +39,7 @@ class BlockInfluence:
     scope: ClassVar = "model"
 
     def __post_init__(self) -> None:
+        check_fields(self)
         if not 0 <= self.ratio < 1:
             raise UsageError("BlockInfluence", got=f"ratio={self.ratio}", wanted="a fraction to drop, at least 0 and below 1")
 

@@ -5,6 +5,7 @@ from typing import Literal
 
 from torch import Tensor
 
+from lessen.core.strict import check_fields
 from lessen.errors import UsageError
 from lessen.formats.affine import Int
 from lessen.formats.granularity import PerGroup, PerRow
@@ -26,6 +27,7 @@ class Rounding:
     """Scales from the extremes, from the squared weight error, or from that error weighted by the input's curvature."""
 
     def __post_init__(self) -> None:
+        check_fields(self)
         _ = self.format  # refuses widths that no format has
         if self.group is not None and self.group < 1:
             raise UsageError(f"{type(self).__name__}.group", got=str(self.group), wanted="a positive number, or None for whole rows")
