@@ -1,6 +1,8 @@
 """`lessen.prune` on whole models: budgets met, papers' claims shown, failures that leave everything as it was."""
 
 import copy
+import re
+import sys
 from dataclasses import replace
 from typing import Any
 
@@ -457,7 +459,7 @@ def test_rounds_change_nothing_where_a_channel_does_not_depend_on_others():
         assert torch.equal(one, other)
 
 
-@pytest.mark.parametrize(("to", "method"), [("5ms", Magnitude()), (None, BlockInfluence())])
+@pytest.mark.parametrize(("to", "method"), [("0.7x latency", Magnitude()), (None, BlockInfluence())])
 def test_a_budget_that_cannot_be_spent_in_parts_is_refused(to: str | None, method: Any):
     model, windows = decoder("llama"), tokens(2, 12)
     units = [unit for unit in decoder_units(InMemory(model)) if unit.kind == method.kind]
@@ -517,3 +519,25 @@ def test_widths_that_no_configuration_says_are_told():
     heads = replace(structure, units=tuple(unit for unit in structure.units if unit.kind == "heads"))
     with pytest.raises(UsageError, match="No configuration of BertForMaskedLM says another number of heads"):
         lessen.prune(model, example, method=Magnitude(ratio=0.25), units=heads, uniform=True)
+
+
+@pytest.mark.parametrize("method", [Magnitude(across="model"), UKMP(), FLAP(across="model")], ids=lambda m: type(m).__name__)
+def test_a_table_of_positions_is_nothing_to_weigh(method: Any):
+    """BERT keeps the numbers of all its positions in a buffer; what the example leaves of them has no weight to look at."""
+    from transformers import BertConfig, BertForSequenceClassification
+
+    torch.manual_seed(0)
+    sizes: dict[str, Any] = {"vocab_size": 40, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 24}
+    model = BertForSequenceClassification(BertConfig(**sizes, max_position_embeddings=64)).eval()
+    batch = {"input_ids": tokens(2, 7) % 40, "labels": torch.tensor([0, 1])}
+    pruned = lessen.prune(model, {"input_ids": batch["input_ids"]}, [batch], method=method, to="10%")
+    assert 0.85 < pruned.after["parameters"] / pruned.before["parameters"] < 0.92
+    assert all("embeddings" not in name for name in pruned.kept)
+
+
+def test_what_was_not_proved_or_not_reached_is_said(monkeypatch):
+    model = nn.Sequential(nn.Linear(4, 16), nn.ReLU(), nn.Linear(16, 2))
+    monkeypatch.setattr(sys.modules["lessen.prune"], "PROVED", 10)
+    notes = lessen.prune(model, torch.zeros(2, 4), method=Magnitude(multiple=8), to="10%").notes
+    assert any(note.startswith("Not compared with its mask") for note in notes)
+    assert any(re.match(r"Asked for 10\d parameters, came to 1\d\d: units lose whole channels", note) for note in notes)

@@ -131,16 +131,18 @@ def prune(
     structure = trace(model, example_inputs) if units is None else units
     if isinstance(structure, Structure):
         structure = expressible(model, structure)
+    tensors = dict(model.named_parameters(remove_duplicate=False))
     chosen = _chosen(structure, method)
     told: list[str] = []
     if uniform and isinstance(structure, Structure):
         chosen, told = said(model, structure, chosen)
         if not chosen:
             raise UsageError("prune", got="uniform=True", wanted="a width that a configuration can say", remedy="; ".join(told))
-    tensors = dict(model.named_parameters(remove_duplicate=False))
     method, goal, notes = _goal(model, _caller(model, example_inputs), chosen, method, to, uniform)
     notes = [*told, *notes]
     proof = prove is True or (prove is None and isinstance(structure, Structure) and sum(p.numel() for p in tensors.values()) <= PROVED)
+    if prove is None and not proof and isinstance(structure, Structure):
+        notes.append(f"Not compared with its mask, as above {PROVED / 1e6:.0f}M parameters: prove=True does, with two copies in float64.")
     cutting = _Cutting(model, example_inputs, structure, chosen, proof)
     tasks: tuple[str, ...] = ()
     if rounds > 1:
@@ -158,6 +160,7 @@ def prune(
     if uniform:
         notes += _settle(model, smaller, edits)
     before, after = _sizes(model), _sizes(smaller)
+    notes += _missed(goal, before, after)
     if goal is not None and goal.cost.name == "macs":
         before["macs"], after["macs"] = goal.cost.whole, macs(smaller, _caller(smaller, example_inputs), ()).whole
     if cutting.renumbered:
@@ -330,6 +333,14 @@ def _settle(model: nn.Module, smaller: nn.Module, edits: Sequence[Edit]) -> list
         return [f"No configuration of {type(model).__name__} says these widths: save the model with its edits, and load it with lessen."]
     smaller.config = config
     return []
+
+
+def _missed(goal: Goal | None, before: Mapping[str, float], after: Mapping[str, float]) -> list[str]:
+    """A word where what was asked for lies between what whole channels and heads can give."""
+    name = "" if goal is None else goal.cost.name
+    if goal is None or name not in after or abs(after[name] - goal.value) <= 0.02 * before[name]:
+        return []
+    return [f"Asked for {goal.value:,.0f} {name}, came to {after[name]:,.0f}: units lose whole channels or heads, and keep their floors."]
 
 
 def _runs(model: nn.Module, example: Any) -> None:
