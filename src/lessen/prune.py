@@ -139,10 +139,8 @@ def prune(
         if not chosen:
             raise UsageError("prune", got="uniform=True", wanted="a width that a configuration can say", remedy="; ".join(told))
     method, goal, notes = _goal(model, _caller(model, example_inputs), chosen, method, to, uniform)
-    notes = [*told, *notes]
-    proof = prove is True or (prove is None and isinstance(structure, Structure) and sum(p.numel() for p in tensors.values()) <= PROVED)
-    if prove is None and not proof and isinstance(structure, Structure):
-        notes.append(f"Not compared with its mask, as above {PROVED / 1e6:.0f}M parameters: prove=True does, with two copies in float64.")
+    proof, doubt = _proof(prove, structure, tensors)
+    notes = [*told, *notes, *doubt]
     cutting = _Cutting(model, example_inputs, structure, chosen, proof)
     tasks: tuple[str, ...] = ()
     if rounds > 1:
@@ -333,6 +331,15 @@ def _settle(model: nn.Module, smaller: nn.Module, edits: Sequence[Edit]) -> list
         return [f"No configuration of {type(model).__name__} says these widths: save the model with its edits, and load it with lessen."]
     smaller.config = config
     return []
+
+
+def _proof(prove: bool | None, structure: Structure | Sequence[Unit], tensors: Mapping[str, Tensor]) -> tuple[bool, list[str]]:
+    """Whether the smaller model is compared with its mask, and a word where it should be and is not."""
+    if prove is not None or not isinstance(structure, Structure):
+        return prove is True, []
+    if sum(p.numel() for p in tensors.values()) <= PROVED:
+        return True, []
+    return False, [f"Not compared with its mask, as above {PROVED / 1e6:.0f}M parameters: prove=True does, with two copies in float64."]
 
 
 def _missed(goal: Goal | None, before: Mapping[str, float], after: Mapping[str, float]) -> list[str]:
