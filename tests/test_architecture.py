@@ -20,7 +20,7 @@ LAYERS = [
     ["methods"],
     ["recipe"],
     ["engine", "evaluate", "export", "recover", "report"],
-    ["calibration", "rounds"],
+    ["calibration", "rounds", "analog"],
     ["job", "prune", "restore"],
     ["foresee"],
     ["compress"],

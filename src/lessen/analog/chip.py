@@ -1,0 +1,93 @@
+"""A chip, described once: what it computes and what that costs follow from the same object.
+
+    Chip(device=PCM(), encoding=Differential(), dac=Dac(8), adc=Adc(8), array=Array(512, 512))
+
+Every part is a frozen dataclass of its own; a chip in TOML is the same nesting in tables.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from lessen.analog.devices.device import Device
+from lessen.analog.devices.faults import Faults
+from lessen.analog.encoding import Differential, Encoding
+from lessen.analog.periphery import Adc, Dac, Wires
+from lessen.core.strict import check_fields
+from lessen.errors import UsageError
+
+
+@dataclass(frozen=True)
+class Array:
+    """Cells that are read at once."""
+
+    rows: int = 512
+    """Inputs of a tile."""
+    columns: int = 512
+    """Physical columns of a tile; a weight takes as many as its encoding has devices."""
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+        if self.rows < 1 or self.columns < 1:
+            raise UsageError("Array", got=f"{self.rows} x {self.columns}", wanted="at least one row and one column")
+
+
+@dataclass(frozen=True)
+class System:
+    """What holds the tiles together; only the cost depends on it."""
+
+    node_nm: float = 22.0
+    """Technology of converters and logic."""
+    tiles: int | None = None
+    """On the chip; None: as many as the network needs."""
+    clock_ghz: float = 1.0
+    """Of the digital unit."""
+    read_ns: float = 100.0
+    """One read of an array, converters left out."""
+    adc_rate: float = 1e8
+    """Samples a second of one ADC."""
+    buffer_kib: float = 64.0
+    """Activation memory beside a tile."""
+    supply_v: float = 0.8
+    """Of converters and logic."""
+    read_v: float = 0.2
+    """Across a cell at full drive."""
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+        for name in ("node_nm", "clock_ghz", "read_ns", "adc_rate", "buffer_kib", "supply_v", "read_v"):
+            if not 0 < getattr(self, name) < float("inf"):
+                raise UsageError("System", got=f"{name}={getattr(self, name)}", wanted="a positive number")
+        if self.tiles is not None and self.tiles < 1:
+            raise UsageError("System", got=f"tiles={self.tiles}", wanted="at least one tile, or none for as many as are needed")
+
+
+@dataclass(frozen=True)
+class Chip:
+    """All that decides what a network does on this hardware."""
+
+    device: Device = Device()
+    encoding: Encoding = Differential()
+    dac: Dac = Dac(bits=None)
+    adc: Adc = Adc(bits=None)
+    wires: Wires = Wires(ohm=0.0)
+    array: Array = Array()
+    faults: Faults = Faults()
+    reads: Literal["frozen", "fresh", "quiet"] = "frozen"
+    """Noise of reading: one draw for an evaluation, a new one for every input vector, or none."""
+    compensation: Literal["none", "tile", "column"] = "none"
+    """Digital correction of drift from a reading of known inputs: one factor for each tile, or for each of its columns."""
+    system: System = System()
+    name: str = "unnamed"
+    source: str = ""
+    """Where its numbers are from."""
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+        if self.array.columns < self.encoding.devices:
+            got = f"{self.array.columns} columns, {self.encoding.devices} devices for a weight"
+            raise UsageError(f"chip {self.name}", got=got, wanted="columns enough for one weight")
+
+    @property
+    def columns(self) -> int:
+        """Weight columns of a tile."""
+        return self.array.columns // self.encoding.devices

@@ -1,0 +1,1 @@
+"""Memory devices, one family a file."""

@@ -1,0 +1,48 @@
+"""Devices that no longer obey: stuck at one end of their range, whatever is written to them.
+
+A fault belongs to one physical device, not to a weight: in a differential pair it moves one side. Which devices are stuck is a property of
+the chip, so it is drawn once, from the chip's seed.
+
+Rates: SA0 (high resistance) 1.75 % and SA1 (low resistance) 9.04 % were measured on a 4 Mb HfO2 macro, Chen et al. 2015, IEEE Transactions
+on Computers 64(1); as quoted by https://arxiv.org/abs/2401.11664.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from lessen.core.strict import check_fields
+from lessen.errors import UsageError
+
+
+@dataclass(frozen=True)
+class Faults:
+    """Shares of devices that are stuck."""
+
+    low: float = 0.0
+    """Stuck at g_min."""
+    high: float = 0.0
+    """Stuck at g_max."""
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+        if not (self.low >= 0 and self.high >= 0 and self.low + self.high <= 1):
+            raise UsageError("Faults", got=f"low={self.low:g}, high={self.high:g}", wanted="shares of devices, together at most 1")
+
+    def __bool__(self) -> bool:
+        return self.low + self.high > 0
+
+    def apply(self, conductance: Tensor, ends: tuple[float, float], generator: torch.Generator) -> Tensor:
+        """Conductances with the stuck devices at their ends.
+
+        Args:
+            conductance: any shape.
+            ends: g_min and g_max.
+            generator: at the start of the stream of this chip's faults.
+        """
+        if not self:
+            return conductance
+        chance = torch.rand(conductance.shape, generator=generator)
+        found = torch.where(chance < self.low, torch.tensor(ends[0], dtype=conductance.dtype), conductance)
+        return torch.where(chance >= 1 - self.high, torch.tensor(ends[1], dtype=conductance.dtype), found)
