@@ -251,3 +251,40 @@ def test_experts_that_no_token_reached_follow_the_width():
         assert {(f"experts.expert_{i}.{place[0]}", place[1]) for i in range(3)} <= {(part.name, part.axis) for part in unit.slices}
     assert "entry beside experts.expert_1" in structure.held["experts.expert_0.0.weight[0]"]
     assert len([note for note in structure.notes if "takes no part" in note]) == 2
+
+
+def _held(module: nn.Module) -> dict[str, Any]:
+    """Everything that a module keeps for itself, containers by what they are and what they hold."""
+
+    def shown(value: Any) -> Any:
+        return (id(value), list(value.items() if isinstance(value, dict) else value)) if isinstance(value, dict | list | set) else value
+
+    return {key: shown(value) for key, value in vars(module).items()}
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_a_model_that_was_never_called_is_untouched_by_a_trace(fails: bool):
+    # Models of transformers put hooks into their parts when they are first called, and remember that they did.
+    transformers = pytest.importorskip("transformers")
+    width = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
+    config = transformers.LlavaConfig(
+        vision_config=transformers.CLIPVisionConfig(**width, image_size=32, patch_size=8),
+        text_config=transformers.LlamaConfig(**width, vocab_size=99, num_key_value_heads=2, max_position_embeddings=64),
+        image_token_id=98,
+        vision_feature_select_strategy="default",
+    )
+    model = transformers.LlavaForConditionalGeneration(config).eval()
+    pixels = torch.randn(1, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    fine = {"input_ids": torch.tensor([[98] * 16 + [5, 6, 7]]), "pixel_values": pixels}
+    expected = copy.deepcopy(model)(**fine, output_hidden_states=True)
+    owners = {**dict(model.named_modules()), **{f"config {i}": c for i, c in enumerate((config, config.vision_config, config.text_config))}}
+    before = {name: _held(owner) for name, owner in owners.items()}
+    if fails:
+        with pytest.raises(LessenError):
+            lessen.trace(model, {**fine, "input_ids": fine["input_ids"][:, 1:]})
+    else:
+        assert lessen.trace(model, fine).units
+    assert {name: _held(owner) for name, owner in owners.items()} == before
+    found = model(**fine, output_hidden_states=True)
+    assert torch.equal(found.logits, expected.logits)
+    assert len(found.hidden_states) == len(expected.hidden_states) > 1

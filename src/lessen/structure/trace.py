@@ -38,7 +38,7 @@ from lessen.structure.couple import couple, experts, layers, vocabulary
 from lessen.structure.example import arguments, mapped
 from lessen.structure.rules import Rule
 from lessen.structure.siblings import adopt
-from lessen.structure.sizes import remembered
+from lessen.structure.sizes import is_configuration, remembered
 from lessen.structure.watch import Site, Watch, tensors_in
 
 FAKE_ABOVE = 20_000_000
@@ -337,21 +337,33 @@ def _plain_kernels() -> Iterator[None]:
 
 @contextmanager
 def _untouched(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode, and afterwards every module as it was: training flags, attributes, buffers."""
-    before = {module: (copy.copy(module.__dict__), dict(module._buffers)) for module in model.modules()}
+    """Evaluation mode, and afterwards every module as it was: training flags, attributes, buffers, hooks, settings."""
+    before = {module: (copy.copy(module.__dict__), _contents(module)) for module in model.modules()}
     values = {buffer: buffer.clone() for buffer in model.buffers()}
     try:
         model.eval()
         yield
     finally:
-        for module, (attributes, buffers) in before.items():
+        for module, (attributes, contents) in before.items():
             module.__dict__.clear()
             module.__dict__.update(attributes)
-            module._buffers.clear()
-            module._buffers.update(buffers)
+            for held, content in contents:
+                held.clear()
+                held.extend(content) if isinstance(held, list) else held.update(content)
         for buffer, value in values.items():
             if buffer._version != value._version and not buffer.is_meta:
                 buffer.copy_(value)
+
+
+def _contents(module: nn.Module) -> list[tuple[Any, Any]]:
+    """What the lists, dictionaries and sets of a module hold (its hooks are in some), and the attributes of its configurations.
+
+    A model may change them as it runs for the first time: those of transformers put hooks into their parts, and a flag beside them.
+    """
+    attributes = [value for key, value in module.__dict__.items() if key != "_modules"]
+    held = [value for value in attributes if isinstance(value, dict | list | set)]
+    held += [vars(value) for value in attributes if is_configuration(value)]
+    return [(value, copy.copy(value)) for value in held]
 
 
 __all__ = ["Structure", "describe", "trace"]
