@@ -9,8 +9,8 @@ A conductance is positive and has a floor; a weight is neither. With w in [-1, 1
 An encoding gives *planes*: conductances to be programmed, and a signed sum of planes for every group of columns that one ADC reads.
 """
 
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, replace
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -27,11 +27,13 @@ class Plane:
         share: between 0 and 1 of the device's range, the shape of the weights (or one column of them, for a reference).
         sign: with which its current joins the column sum.
         slice: of which group of columns it is a part.
+        reference: whether it is a single column whose current all columns of the tile share.
     """
 
     share: Tensor
     sign: float
     slice: int = 0
+    reference: bool = False
 
 
 @dataclass(frozen=True)
@@ -45,6 +47,8 @@ class Differential:
     def shifts(self) -> tuple[float, ...]:
         """What a group of columns counts in the sum, for each."""
         return (1.0,)
+
+    references: ClassVar[bool] = False
 
     @property
     def devices(self) -> int:
@@ -68,6 +72,8 @@ class Offset:
         """What a group of columns counts in the sum, for each."""
         return (2.0,)
 
+    references: ClassVar[bool] = True
+
     @property
     def devices(self) -> int:
         """Devices for one weight, the reference column left out."""
@@ -75,7 +81,7 @@ class Offset:
 
     def planes(self, weight: Tensor) -> list[Plane]:
         """Planes of weights in [-1, 1], `tile row column`; the second has one column."""
-        return [Plane((weight + 1) / 2, 1.0), Plane(torch.full_like(weight[..., :1], 0.5), -1.0)]
+        return [Plane((weight + 1) / 2, 1.0), Plane(torch.full_like(weight[..., :1], 0.5), -1.0, reference=True)]
 
 
 @dataclass(frozen=True)
@@ -112,6 +118,11 @@ class Sliced:
         return tuple(self.pair.shifts[0] * (base - 1) * base**k / top for k in range(self.digits))
 
     @property
+    def references(self) -> bool:
+        """Whether columns are read against a reference column of their tile."""
+        return self.pair.references
+
+    @property
     def devices(self) -> int:
         """Devices for one weight."""
         return self.pair.devices * self.digits
@@ -124,7 +135,7 @@ class Sliced:
         for k in range(self.digits):
             digit = sign * torch.remainder(left, base) / (base - 1)
             left = torch.div(left, base, rounding_mode="floor")
-            found += [Plane(plane.share, plane.sign, k) for plane in self.pair.planes(digit)]
+            found += [replace(plane, slice=k) for plane in self.pair.planes(digit)]
         return found
 
 

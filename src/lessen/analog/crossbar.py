@@ -1,0 +1,190 @@
+"""A layer's matrix becomes conductances on tiles: cut, scaled, encoded, programmed, aged.
+
+    weight (groups * outputs, inputs)
+      cut      -> tiles (groups * row tiles, rows, outputs): a matrix with more inputs than a tile has rows is spread evenly over row tiles
+      scale    -> by the largest weight of each column (or of each tile), kept as a digital factor
+      encode   -> planes of device shares; program, drift, faults, frozen noise of reading, wires: what the chip has made of each plane
+      join     -> the signed conductance that a column of currents adds up, over the device's range: the weight again, and its errors
+
+Tiles in the other direction (more outputs than columns) differ in nothing but their scales, ranges and wires, so a row tile is one matrix
+with all its columns. All draws have addresses (`streams`), so nothing of a chip is stored: it is made again for every time that is asked for.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from lessen.analog.chip import Chip
+from lessen.analog.devices.device import Device
+from lessen.analog.encoding import Plane
+from lessen.analog.resistance import effective
+from lessen.analog.streams import normal, stream
+
+_AT_ONCE = 2**22  # weights that are made into conductances at one time: a few copies of them in float32 fit beside any model
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How a matrix lies on tiles.
+
+    Attributes:
+        groups: independent blocks of the layer (grouped convolution), else 1.
+        inputs, outputs: of one group.
+        row_tiles: tiles over which the inputs of a group are spread.
+        rows: inputs on each of them; the last may have fewer.
+        columns: weight columns of a physical tile.
+    """
+
+    groups: int
+    inputs: int
+    outputs: int
+    row_tiles: int
+    rows: int
+    columns: int
+
+    @property
+    def column_tiles(self) -> int:
+        """Physical tiles beside each other."""
+        return -(-self.outputs // self.columns)
+
+    @property
+    def tiles(self) -> int:
+        """Physical tiles of the layer."""
+        return self.groups * self.row_tiles * self.column_tiles
+
+    @property
+    def utilisation(self) -> float:
+        """Share of the weights that the tiles could hold which the layer uses."""
+        return self.groups * self.inputs * self.outputs / self.tiles / self.columns
+
+
+def layout(groups: int, inputs: int, outputs: int, chip: Chip) -> Layout:
+    """The layout of `groups` matrices of `outputs` x `inputs` on a chip."""
+    row_tiles = -(-inputs // chip.array.rows)
+    return Layout(groups, inputs, outputs, row_tiles, -(-inputs // row_tiles), chip.columns)
+
+
+def cut(weight: Tensor, place: Layout) -> Tensor:
+    """Weights `(groups * outputs, inputs)` as `tile row column`, absent rows zero."""
+    w = weight.reshape(place.groups, place.outputs, place.inputs).transpose(1, 2)
+    missing = place.row_tiles * place.rows - place.inputs
+    w = torch.nn.functional.pad(w, (0, 0, 0, missing)) if missing else w
+    return w.reshape(place.groups * place.row_tiles, place.rows, place.outputs)
+
+
+def over_tiles(values: Tensor, width: int) -> Tensor:
+    """The largest of the values of each physical tile, for every column: the last dimension is cut into pieces of `width`."""
+    return torch.cat([part.amax(-1, keepdim=True).expand_as(part) for part in values.split(width, -1)], -1)
+
+
+def scales(tiles: Tensor, chip: Chip) -> Tensor:
+    """The weight that takes the whole range, `tile 1 column`."""
+    largest = tiles.abs().amax(1, keepdim=True)
+    largest = over_tiles(largest, chip.columns) if chip.encoding.scale == "tile" else largest
+    return torch.where(largest == 0, torch.ones_like(largest), largest)
+
+
+@dataclass
+class Crossbar:
+    """What the columns of a layer add up, over the device's range; an ideal chip holds the scaled weights.
+
+    Attributes:
+        signed: `tile slice row column`.
+        variance: of one read of each entry, if reads are fresh; noise of a reference column is not in it.
+        shared: of one read of the reference columns, `tile slice row (column tile)`: all columns of a tile have that noise in common.
+        powers: coefficients of V^2 and V^3 as `signed`, of devices that are not ohmic, in units of read voltage.
+    """
+
+    signed: Tensor
+    variance: Tensor | None = None
+    shared: Tensor | None = None
+    powers: tuple[Tensor, Tensor] | None = None
+
+
+@dataclass(frozen=True)
+class Moment:
+    """Which chip, which layer, when: all that the draws of a crossbar depend on.
+
+    Attributes:
+        chip: the instance's seed.
+        layer: its name.
+        seconds: since programming; None: as if every device had taken its target exactly.
+    """
+
+    chip: int
+    layer: str
+    seconds: float | None
+
+
+def realise(scaled: Tensor, chip: Chip, moment: Moment) -> Crossbar:
+    """Program weights in [-1, 1] (`tile row column`) and look at them later."""
+    width = -(-max(_AT_ONCE // max(scaled.shape[0] * scaled.shape[1], 1), 1) // chip.columns) * chip.columns
+    if chip.encoding.references:
+        width = chip.columns  # every physical tile has reference columns of its own
+    parts = [_part(piece, chip, moment, i) for i, piece in enumerate(scaled.split(width, -1))]
+    return parts[0] if len(parts) == 1 else _joined(parts)
+
+
+def _joined(parts: list[Crossbar]) -> Crossbar:
+    def side_by_side(tensors: list[Tensor | None]) -> Tensor | None:
+        found = [t for t in tensors if t is not None]
+        return torch.cat(found, -1) if found else None
+
+    signed = torch.cat([p.signed for p in parts], -1)
+    powers = [p.powers for p in parts if p.powers is not None]
+    both = (torch.cat([p[0] for p in powers], -1), torch.cat([p[1] for p in powers], -1)) if powers else None
+    return Crossbar(signed, side_by_side([p.variance for p in parts]), side_by_side([p.shared for p in parts]), both)
+
+
+def _part(scaled: Tensor, chip: Chip, moment: Moment, number: int) -> Crossbar:
+    """A crossbar of some columns."""
+    device, slices = chip.device, len(chip.encoding.shifts)
+    span = device.g_max - device.g_min
+    fresh = chip.reads == "fresh" and moment.seconds is not None
+    made = Crossbar(scaled.new_zeros((scaled.shape[0], slices, *scaled.shape[1:])))
+    for index, plane in enumerate(chip.encoding.planes(scaled)):
+        g = _aged(plane, chip, moment, (number, index))
+        made.signed[:, plane.slice] += plane.sign / span * g  # a reference column counts for all columns
+        _bend(made, plane, device, g, chip.system.read_v)
+        if fresh and (sigma := device.read_sigma(g, moment.seconds or 0.0)) is not None:
+            _disturb(made, plane, (sigma / span).square())
+    return made
+
+
+def _aged(plane: Plane, chip: Chip, moment: Moment, address: tuple[int, int]) -> Tensor:
+    """Conductances of a plane at a moment, frozen noise and wires included."""
+    device = chip.device
+    target = device.g_min + plane.share * (device.g_max - device.g_min)
+    if moment.seconds is None:
+        return target
+    draw = (moment.layer, *address)
+    g = device.drifted(device.program(target, stream(moment.chip, "program", *draw)), moment.seconds)
+    g = chip.faults.apply(g, (device.g_min, device.g_max), stream(moment.chip, "faults", *draw))
+    if chip.reads == "frozen" and (sigma := device.read_sigma(g, moment.seconds)) is not None:
+        g = (g + sigma * normal(g, stream(moment.chip, "read", moment.seconds, *draw))).clamp_(min=0)
+    if chip.wires.ohm and chip.wires.model == "solved":
+        g = torch.cat([effective(piece, chip.wires.ohm, chip.wires.ohm) for piece in g.split(chip.columns, -1)], -1)
+    return g
+
+
+def _bend(made: Crossbar, plane: Plane, device: Device, g: Tensor, volts: float) -> None:
+    """Add what a plane of devices that are not ohmic contributes to the higher powers of the voltage."""
+    coefficients = device.powers(g)
+    if coefficients is None:
+        return
+    span = device.g_max - device.g_min
+    if made.powers is None:
+        made.powers = (torch.zeros_like(made.signed), torch.zeros_like(made.signed))
+    for power, (sum_, value) in enumerate(zip(made.powers, coefficients, strict=True), start=1):
+        sum_[:, plane.slice] += plane.sign / span * volts**power * value
+
+
+def _disturb(made: Crossbar, plane: Plane, variance: Tensor) -> None:
+    """Add the variance of reading a plane; a reference column is read once for all columns of a tile."""
+    if plane.reference:
+        made.shared = torch.zeros_like(made.signed[..., :1]) if made.shared is None else made.shared
+        made.shared[:, plane.slice] += variance
+        return
+    made.variance = torch.zeros_like(made.signed) if made.variance is None else made.variance
+    made.variance[:, plane.slice] += variance

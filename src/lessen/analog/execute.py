@@ -1,0 +1,207 @@
+"""Inputs to outputs on programmed tiles: all tiles of a layer in one batched matrix product.
+
+    codes  = clamp(round(x L_in / r))                          inputs as the DAC drives them, all at once or digit by digit
+    sums   = codes @ matrix + sqrt(codes^2 @ variance) n       one product for all tiles; fresh noise of every device, exactly (below)
+    read   = clamp(round(sums))                                the ADC: `matrix` is scaled so that one step is 1
+    output = sum over tiles, slices and digits of read * gain
+
+If every device's noise is drawn anew for every input vector, eps_ij ~ N(0, s_ij^2), then sum_j eps_ij x_j is exactly
+N(0, sum_j s_ij^2 x_j^2), independent for each output and vector: one more product instead of a new matrix for each vector.
+Noise of a reference column is the same number for all columns of a tile, and is drawn so.
+
+Without an ADC nothing happens between the product and the sum, so tiles, slices and digits are one matrix again (`fold`).
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from lessen.analog.chip import Chip
+from lessen.analog.crossbar import Crossbar, Layout
+
+
+@dataclass
+class Ranges:
+    """Full scales of a layer's converters.
+
+    Attributes:
+        input: largest input that is driven; None: of each vector its own.
+        sums: largest sum that is not clipped, `tile 1 (slice column)`, in fully driven rows times full range; None without an ADC.
+    """
+
+    input: Tensor | None = None
+    sums: Tensor | None = None
+
+
+@dataclass
+class Numbers:
+    """A layer that is ready to run.
+
+    Attributes:
+        matrix: `tile (power row) (slice column)`, ADC steps for one input code; of a folded layer `group input output`, outputs for one code.
+        gain: outputs for one ADC step, `tile 1 (slice column)`; None if folded.
+        variance: as matrix, of fresh noise.
+        shared: `tile row (slice reference)`, of fresh noise that the columns of a tile share.
+        steps: its scale, `tile 1 (slice column)`, ADC steps for one unit of the crossbar.
+        load: magnitudes of conductances for the fast model of wires, else None.
+        powers: 3 if rows of squares and cubes of the inputs follow.
+    """
+
+    matrix: Tensor
+    gain: Tensor | None
+    variance: Tensor | None = None
+    shared: Tensor | None = None
+    steps: Tensor | None = None
+    load: Tensor | None = None
+    powers: int = 1
+
+
+def drive(x: Tensor, chip: Chip, full: Tensor | None) -> tuple[Tensor, Tensor | float]:
+    """Input codes, and what a code of 1 stands for.
+
+    Args:
+        x: `vector input`, or any other shape with a full scale for all.
+        chip: whose DAC drives.
+        full: its full scale; None: the largest input of each vector.
+    """
+    levels = chip.dac.levels
+    if levels is None:
+        return x, 1.0
+    if full is None:
+        largest = x.abs().amax(-1, keepdim=True)
+        full = torch.where(largest == 0, torch.ones_like(largest), largest)
+    return (x * (levels / full)).round_().clamp_(-levels, levels), full / levels
+
+
+def digits(codes: Tensor, chip: Chip) -> tuple[Tensor, list[float]]:
+    """Codes cut into what is driven at once, `digit ...` lowest first, and what each counts."""
+    bits = chip.dac.digit_bits
+    if bits is None or chip.dac.cycles == 1:
+        return codes[None], [1.0]
+    base, left, parts = 2**bits, codes.abs(), []
+    sign = codes.sign()
+    for _ in range(chip.dac.cycles):
+        parts.append(torch.remainder(left, base) * sign)
+        left = torch.div(left, base, rounding_mode="floor")
+    return torch.stack(parts), [float(base**k) for k in range(chip.dac.cycles)]
+
+
+def drive_levels(chip: Chip) -> float:
+    """The code at which a row is fully driven."""
+    if chip.dac.levels is None:
+        return 1.0
+    return float(2**chip.dac.digit_bits - 1) if chip.dac.cycles > 1 and chip.dac.digit_bits else float(chip.dac.levels)
+
+
+def folds(crossbar: Crossbar, chip: Chip) -> bool:
+    """Whether nothing happens between the product and the sum over tiles."""
+    plain = chip.adc.bits is None and not chip.adc.noise and not (chip.wires.ohm and chip.wires.model == "fast")
+    linear = crossbar.powers is None and crossbar.shared is None
+    return plain and linear and (chip.dac.cycles == 1 or crossbar.variance is None)
+
+
+def fold(crossbar: Crossbar, scale: Tensor, chip: Chip, place: Layout) -> Numbers:
+    """One matrix for all tiles and slices, in units of the layer's output."""
+    shifts = scale.new_tensor(chip.encoding.shifts)[None, :, None, None]
+
+    def whole(values: Tensor, power: int = 1) -> Tensor:
+        """`tile slice row column` to `group input output`."""
+        summed = (values * (shifts * scale[:, None]) ** power).sum(1)
+        return summed.reshape(place.groups, place.row_tiles * place.rows, place.outputs)[:, : place.inputs]
+
+    variance = None if crossbar.variance is None else whole(crossbar.variance, 2)
+    return Numbers(whole(crossbar.signed).contiguous(), None, variance)
+
+
+def prepare(crossbar: Crossbar, scale: Tensor, chip: Chip, ranges: Ranges) -> Numbers:
+    """Scale the crossbar to ADC steps for one input code."""
+    tiles, slices, rows, columns = crossbar.signed.shape
+    shifts = scale.new_tensor(chip.encoding.shifts)[None, :, None]
+    gain = (shifts * scale).reshape(tiles, 1, slices * columns)
+    steps = torch.full_like(gain, 1 / drive_levels(chip))
+    if chip.adc.levels is not None and ranges.sums is not None:
+        steps = steps * chip.adc.levels / ranges.sums
+
+    def flat(values: Tensor) -> Tensor:
+        """`tile slice row column` to `tile row (slice column)`."""
+        return values.transpose(1, 2).reshape(tiles, rows, slices * columns)
+
+    parts = [flat(crossbar.signed)]
+    if crossbar.powers is not None:  # a code c drives the voltage c / levels of the read voltage
+        parts += [flat(p) / drive_levels(chip) ** (k + 1) for k, p in enumerate(crossbar.powers)]
+    load = flat(crossbar.signed).abs() if chip.wires.ohm and chip.wires.model == "fast" else None
+    variance = None if crossbar.variance is None else flat(crossbar.variance) * steps.square()
+    shared = None if crossbar.shared is None else crossbar.shared.transpose(1, 2).flatten(2)
+    return Numbers(torch.cat(parts, 1) * steps, gain / steps, variance, shared, steps, load, len(parts))
+
+
+def columns(codes: Tensor, numbers: Numbers, chip: Chip, generator: torch.Generator | None) -> Tensor:
+    """Column sums in ADC steps, noise and wires included: `tile vector row` to `tile vector (slice column)`."""
+    driven = codes
+    if numbers.powers > 1:
+        driven = torch.cat([codes**k for k in range(1, numbers.powers + 1)], -1)
+    sums = _product(driven, numbers.matrix)
+    if numbers.load is not None:
+        rows = codes.shape[-1]
+        load = _product(codes.abs() / drive_levels(chip), numbers.load) * (rows * chip.wires.ohm * chip.device.g_max * 1e-6)
+        sums -= lost_share(load) * _product(codes * far(rows).to(codes), numbers.matrix[:, :rows])
+    if numbers.variance is not None:
+        sigma = _product(codes.square(), numbers.variance).clamp_(min=0).sqrt_()
+        sums += sigma.mul_(torch.randn(sigma.shape, generator=generator, dtype=sigma.dtype))
+    if numbers.shared is not None and numbers.steps is not None:
+        sigma = _product(codes.square(), numbers.shared).clamp_(min=0).sqrt_()
+        noise = sigma.mul_(torch.randn(sigma.shape, generator=generator, dtype=sigma.dtype))
+        slices = len(chip.encoding.shifts)
+        owner = torch.arange(sums.shape[-1] // slices) // chip.columns
+        sums += noise.unflatten(-1, (slices, -1))[..., owner].flatten(-2) * numbers.steps
+    if chip.adc.noise:
+        sums += chip.adc.noise * torch.randn(sums.shape, generator=generator, dtype=sums.dtype)
+    return sums
+
+
+def _product(a: Tensor, b: Tensor) -> Tensor:
+    """`tile vector row` by `tile row column`; a single tile takes the faster road of one product."""
+    return (a[0] @ b[0])[None] if a.shape[0] == 1 else torch.bmm(a, b)
+
+
+def read(sums: Tensor, chip: Chip) -> Tensor:
+    """What the ADC makes of column sums in its steps, in place."""
+    levels = chip.adc.levels
+    return sums if levels is None else sums.round_().clamp_(-levels, levels)
+
+
+def tiled(codes: Tensor, place: Layout) -> Tensor:
+    """`vector (group input)` to `tile vector row`."""
+    missing = place.row_tiles * place.rows - place.inputs
+    if missing:
+        codes = torch.nn.functional.pad(codes.reshape(-1, place.groups, place.inputs), (0, missing))
+    return codes.reshape(-1, place.groups * place.row_tiles, place.rows).transpose(0, 1)
+
+
+def combine(codes: Tensor, numbers: Numbers, chip: Chip, place: Layout, generator: torch.Generator | None) -> Tensor:
+    """Outputs of a layer for codes `vector (group input)`, in units of what a code of 1 stands for: `vector (group output)`."""
+    if numbers.gain is None:
+        return _folded(codes, numbers, place, generator)
+    parts, counts = digits(codes, chip)
+    cycles, vectors = len(counts), codes.shape[0]
+    found = read(columns(tiled(parts.flatten(0, 1), place), numbers, chip, generator), chip)
+    slices = len(chip.encoding.shifts)
+    if cycles == 1 and slices == 1:
+        found = found.mul_(numbers.gain)
+    else:
+        counted = found.new_tensor(counts)[:, None, None]
+        found = (found.reshape(found.shape[0], cycles, vectors, -1) * (counted * numbers.gain[:, None])).sum(1)
+        found = found.reshape(found.shape[0], vectors, slices, place.outputs).sum(2)
+    found = found.reshape(place.groups, place.row_tiles, vectors, place.outputs)
+    summed = found[:, 0] if place.row_tiles == 1 else found.sum(1)
+    return summed[0] if place.groups == 1 else summed.transpose(0, 1).reshape(vectors, -1)
+
+
+def _folded(codes: Tensor, numbers: Numbers, place: Layout, generator: torch.Generator | None) -> Tensor:
+    grouped = codes.reshape(-1, place.groups, place.inputs).transpose(0, 1)
+    found = _product(grouped, numbers.matrix)
+    if numbers.variance is not None:
+        sigma = _product(grouped.square(), numbers.variance).clamp_(min=0).sqrt_()
+        found += sigma.mul_(torch.randn(sigma.shape, generator=generator, dtype=sigma.dtype))
+    return found[0] if place.groups == 1 else found.transpose(0, 1).reshape(codes.shape[0], -1)

@@ -1,0 +1,290 @@
+"""Linear and convolution layers whose products happen on tiles.
+
+They take the place of their digital counterparts in a twin of the model, share its parameters, and are instances of the same classes, so
+that code that asks a layer for its sizes or its weight finds them. What the chip has made of the weights lies in `numbers`, which is no
+parameter and no buffer: it is made again from the weights for every chip and moment (`crossbar`), and kept narrower than it is
+computed if asked to. Biases are added digitally.
+"""
+
+from dataclasses import dataclass, field, replace
+from typing import Literal, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from lessen.analog import execute
+from lessen.analog.chip import Chip
+from lessen.analog.crossbar import Crossbar, Layout, Moment, cut, layout, over_tiles, realise, scales
+from lessen.analog.execute import Numbers, Ranges
+from lessen.errors import LessenError
+
+_SAMPLES = 2**20  # magnitudes from which a quantile is taken
+_VECTORS = 4096  # column sums from which a quantile is taken
+
+
+@dataclass
+class Tiles:
+    """The analog half of a layer.
+
+    Attributes:
+        name: of the layer, the address of its draws.
+        chip: on which it lies.
+        place: how.
+        ranges: full scales of its converters.
+        numbers: ready to run; None before the chip is programmed.
+        mode: "run"; or, while ranges are calibrated, "inputs" and "sums", in which the layer computes digitally and looks.
+        generator: of noise that is fresh in every read.
+        before: mean magnitude of the columns just after programming, for the compensation of drift.
+    """
+
+    name: str
+    chip: Chip
+    place: Layout
+    ranges: Ranges = field(default_factory=Ranges)
+    numbers: Numbers | None = None
+    mode: Literal["run", "inputs", "sums"] = "run"
+    generator: torch.Generator | None = None
+    before: tuple[int, Tensor] | None = None
+
+    def programmed(self, weight: Tensor, moment: Moment) -> tuple[Crossbar, Tensor]:
+        """What the chip makes of a weight, and the digital scale of its columns, drift compensated."""
+        tiles = cut(weight.detach(), self.place)
+        scale = scales(tiles, self.chip)
+        crossbar = realise(tiles / scale, self.chip, moment)
+        return crossbar, scale * self._compensation(tiles / scale, crossbar, moment)
+
+    def _compensation(self, scaled: Tensor, crossbar: Crossbar, moment: Moment) -> Tensor | float:
+        """By how much known inputs read less than they did just after programming."""
+        if self.chip.compensation == "none" or moment.seconds is None:
+            return 1.0
+        if self.before is None or self.before[0] != moment.chip:
+            first = realise(scaled, self.chip, replace(moment, seconds=self.chip.device.first))
+            self.before = (moment.chip, self._reading(first))
+        return self.before[1] / self._reading(crossbar).clamp(min=1e-4 * self.before[1])
+
+    def _reading(self, crossbar: Crossbar) -> Tensor:
+        """Mean magnitude of columns, `tile 1 column`: each row driven alone, as a chip can."""
+        shifts = crossbar.signed.new_tensor(self.chip.encoding.shifts)[:, None, None]
+        mean = (crossbar.signed * shifts).sum(1).abs().mean(1, keepdim=True)
+        if self.chip.compensation == "tile":
+            mean = torch.cat([p.mean(-1, keepdim=True).expand_as(p) for p in mean.split(self.chip.columns, -1)], -1)
+        return mean.clamp(min=1e-12)
+
+    def program(self, weight: Tensor, moment: Moment, store: torch.dtype | None) -> None:
+        """Make the layer ready for a moment of a chip's life."""
+        chip = self.chip
+        self._check_ranges()
+        crossbar, scale = self.programmed(weight, moment)
+        folded = execute.folds(crossbar, chip)
+        numbers = execute.fold(crossbar, scale, chip, self.place) if folded else execute.prepare(crossbar, scale, chip, self.ranges)
+        if store is not None:
+            numbers.matrix = numbers.matrix.to(store)
+        self.numbers = numbers
+
+    def _check_ranges(self) -> None:
+        chip = self.chip
+        missing = (chip.dac.bits is not None and chip.dac.range == "calibrated" and self.ranges.input is None) or (
+            chip.adc.bits is not None and self.ranges.sums is None
+        )
+        if missing:
+            raise LessenError(
+                f"analog layer {self.name}",
+                got="converters without ranges",
+                wanted="calibration data",
+                remedy="map(..., calibration=batches), or a stated range of the ADC with a dynamic DAC",
+            )
+
+    def look(self, x: Tensor, weight: Tensor) -> None:
+        """Widen the ranges so that they cover a quantile of what these inputs, `vector (group input)`, ask for."""
+        chip = self.chip
+        if self.mode == "inputs":
+            flat = x.detach().abs().flatten()
+            largest = torch.quantile(flat[:: max(1, flat.numel() // _SAMPLES)].float(), chip.dac.quantile).to(x.dtype)
+            largest = largest if largest > 0 else flat.max().clamp(min=torch.finfo(x.dtype).tiny)
+            self.ranges.input = largest if self.ranges.input is None else torch.maximum(largest, self.ranges.input)
+            return
+        x = x.detach()[:: -(-x.shape[0] // _VECTORS)]
+        tiles = cut(weight.detach(), self.place)
+        crossbar = realise(tiles / scales(tiles, chip), chip, Moment(0, self.name, None))
+        quiet = replace(chip, adc=replace(chip.adc, bits=None, noise=0.0), wires=replace(chip.wires, ohm=0.0), reads="quiet")
+        numbers = execute.prepare(crossbar, scales(tiles, chip), quiet, Ranges())
+        codes, _ = execute.drive(x, chip, self.ranges.input)
+        parts, _ = execute.digits(codes, chip)
+        sums = execute.columns(execute.tiled(parts.flatten(0, 1), self.place), numbers, quiet, None).abs()
+        largest = torch.quantile(sums.float(), chip.adc.quantile, dim=1, keepdim=True).to(x.dtype)
+        # a column that stayed silent gets the range of the others of its tile
+        widest = largest.amax(-1, keepdim=True)
+        widest = torch.where(widest == 0, torch.ones_like(widest), widest).expand_as(largest)
+        wide = torch.where(largest > 1e-3 * widest, largest, widest)
+        if chip.adc.per == "tile":
+            slices = len(chip.encoding.shifts)
+            wide = over_tiles(wide.unflatten(-1, (slices, -1)), chip.columns).flatten(-2)
+        self.ranges.sums = wide if self.ranges.sums is None else torch.maximum(wide, self.ranges.sums)
+
+    def state_ranges(self, weight: Tensor) -> None:
+        """Ranges that need no data: a stated range of the ADC."""
+        if isinstance(self.chip.adc.range, str):
+            return
+        shape = (self.place.groups * self.place.row_tiles, 1, len(self.chip.encoding.shifts) * self.place.outputs)
+        self.ranges.sums = torch.full(shape, float(self.chip.adc.range), dtype=weight.dtype)
+
+    def run(self, x: Tensor) -> Tensor:
+        """Outputs of `vector (group input)`, without the bias."""
+        numbers = self.ready(x.dtype)
+        codes, unit = execute.drive(x, self.chip, self.ranges.input if self.chip.dac.range == "calibrated" else None)
+        found = execute.combine(codes, numbers, self.chip, self.place, self.generator)
+        return found.mul_(unit) if self.chip.dac.bits is not None else found
+
+    def ready(self, dtype: torch.dtype) -> Numbers:
+        """The numbers in the precision of the inputs; an error before programming."""
+        if self.numbers is None:
+            raise LessenError(f"analog layer {self.name}", got="no programmed tiles", wanted="a chip", remedy="call program(seed) first")
+        if self.numbers.matrix.dtype != dtype:
+            return replace(self.numbers, matrix=self.numbers.matrix.to(dtype))
+        return self.numbers
+
+
+class AnalogLinear(nn.Linear):
+    """A linear layer on tiles."""
+
+    tiles: Tiles
+
+    def forward(self, input: Tensor) -> Tensor:
+        """`... input` to `... output`."""
+        tiles, x = self.tiles, input.reshape(-1, self.in_features)
+        if tiles.mode != "run":
+            tiles.look(x, self.weight)
+            return F.linear(input, self.weight, self.bias)
+        found = tiles.run(x)
+        found = found if self.bias is None else found.add_(self.bias)
+        return found.reshape(*input.shape[:-1], self.out_features)
+
+
+class AnalogConv1D(nn.Module):
+    """The linear layer of GPT-2 in transformers, whose weight is stored `in out`."""
+
+    tiles: Tiles
+    weight: Tensor
+    bias: Tensor
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`... input` to `... output`."""
+        tiles, flat = self.tiles, x.reshape(-1, self.weight.shape[0])
+        if tiles.mode != "run":
+            tiles.look(flat, self.weight.t())
+            return x @ self.weight + self.bias
+        return tiles.run(flat).add_(self.bias).reshape(*x.shape[:-1], self.weight.shape[1])
+
+
+class _AnalogConv(nn.modules.conv._ConvNd):
+    """What convolutions of one and two dimensions share: patches are the vectors that drive the tiles."""
+
+    tiles: Tiles
+
+    def forward(self, input: Tensor) -> Tensor:
+        """`batch channel *space` to `batch channel *space`."""
+        tiles = self.tiles
+        if tiles.mode == "run" and (found := self._without_patches(input)) is not None:
+            return found
+        flat = input.dim() == self.weight.dim() - 1
+        x = input[None] if flat else input
+        patches, space = self._patches(x)
+        if tiles.mode != "run":
+            tiles.look(patches, self.weight.flatten(1))
+            return self._conv_forward(input, self.weight, self.bias)
+        found = tiles.run(patches)
+        found = found if self.bias is None else found.add_(self.bias)
+        found = found.reshape(x.shape[0], -1, self.out_channels).transpose(1, 2).reshape(x.shape[0], self.out_channels, *space)
+        return found[0] if flat else found
+
+    def _patches(self, x: Tensor) -> tuple[Tensor, tuple[int, ...]]:
+        """`vector (group input)`, and the space of the output."""
+        raise LessenError("analog convolution", got=type(self).__name__, wanted="AnalogConv1d or AnalogConv2d")
+
+    def _without_patches(self, x: Tensor) -> Tensor | None:
+        """A convolution by torch itself where one tile holds a whole column and all vectors share a range: the same numbers, sooner."""
+        tiles, chip = self.tiles, self.tiles.chip
+        plain = chip.dac.cycles == 1 and (chip.dac.bits is None or chip.dac.range == "calibrated")
+        if not plain or not hasattr(self, "_conv_forward"):
+            return None
+        numbers = tiles.ready(x.dtype)
+        one = tiles.place.row_tiles == 1 and len(chip.encoding.shifts) == 1
+        if numbers.powers > 1 or numbers.load is not None or numbers.shared is not None or not (one or numbers.gain is None):
+            return None
+        codes, unit = execute.drive(x, chip, tiles.ranges.input)
+        sums = self._convolved(codes, numbers.matrix)
+        if numbers.variance is not None:
+            sigma = self._convolved(codes.square(), numbers.variance).clamp_(min=0).sqrt_()
+            sums += sigma.mul_(torch.randn(sigma.shape, generator=tiles.generator, dtype=sigma.dtype))
+        if chip.adc.noise:
+            sums += chip.adc.noise * torch.randn(sums.shape, generator=tiles.generator, dtype=sums.dtype)
+        gain = 1.0 if numbers.gain is None else numbers.gain.reshape(-1, *[1] * (self.weight.dim() - 2))
+        sums = execute.read(sums, chip) if numbers.gain is not None else sums
+        sums = sums.mul_(gain * unit) if numbers.gain is not None or chip.dac.bits is not None else sums
+        return sums if self.bias is None else sums.add_(self.bias.reshape(-1, *[1] * (self.weight.dim() - 2)))
+
+    def _convolved(self, codes: Tensor, matrix: Tensor) -> Tensor:
+        """A convolution whose kernel is given as `group row column`."""
+        kernel = matrix.transpose(1, 2).reshape(self.weight.shape)
+        return self._conv_forward(codes, kernel, None)  # pyright: ignore[reportAttributeAccessIssue]
+
+
+class AnalogConv2d(_AnalogConv, nn.Conv2d):
+    """A convolution of images on tiles, grouped or not."""
+
+    def _patches(self, x: Tensor) -> tuple[Tensor, tuple[int, ...]]:
+        (ky, kx), (sy, sx), (dy, dx) = self.kernel_size, self.stride, self.dilation
+        sides = self._reversed_padding_repeated_twice
+        if any(sides):
+            x = F.pad(x, sides, mode="constant" if self.padding_mode == "zeros" else self.padding_mode)
+        patches = F.unfold(x, (ky, kx), (dy, dx), 0, (sy, sx))
+        height, width = ((n - d * (k - 1) - 1) // s + 1 for n, d, k, s in zip(x.shape[2:], (dy, dx), (ky, kx), (sy, sx), strict=True))
+        return patches.transpose(1, 2).reshape(-1, patches.shape[1]), (height, width)
+
+
+class AnalogConv1d(_AnalogConv, nn.Conv1d):
+    """A convolution of sequences on tiles, grouped or not."""
+
+    def _patches(self, x: Tensor) -> tuple[Tensor, tuple[int, ...]]:
+        (k,), (s,), (d,) = self.kernel_size, self.stride, self.dilation
+        sides = self._reversed_padding_repeated_twice
+        if any(sides):
+            x = F.pad(x, sides, mode="constant" if self.padding_mode == "zeros" else self.padding_mode)
+        patches = F.unfold(x[:, :, None], (1, k), (1, d), 0, (1, s))
+        return patches.transpose(1, 2).reshape(-1, patches.shape[1]), ((x.shape[2] - d * (k - 1) - 1) // s + 1,)
+
+
+def kind_of(module: nn.Module) -> type[nn.Module] | None:
+    """Which layer takes its place on tiles; None if none does. A subclass with a forward of its own is another layer.
+
+    >>> kind_of(nn.Linear(2, 2)).__name__, kind_of(nn.LayerNorm(2))
+    ('AnalogLinear', None)
+    """
+    if type(module).__name__ == "Conv1D" and type(module).__module__ == "transformers.pytorch_utils":
+        return AnalogConv1D
+    for plain, analog in ((nn.Linear, AnalogLinear), (nn.Conv1d, AnalogConv1d), (nn.Conv2d, AnalogConv2d)):
+        if isinstance(module, plain) and type(module).forward is plain.forward:
+            return analog
+    return None
+
+
+def matrix(module: nn.Module) -> Tensor:
+    """The weight of a layer that can lie on tiles as `(group output) input`."""
+    weight = cast(Tensor, module.weight)
+    return weight.t() if kind_of(module) is AnalogConv1D or isinstance(module, AnalogConv1D) else weight.flatten(1)
+
+
+def on_tiles(module: nn.Module, name: str, chip: Chip) -> nn.Module:
+    """The analog counterpart of a layer; it shares the layer's parameters."""
+    kind = kind_of(module)
+    if kind is None:
+        raise LessenError(f"analog layer {name}", got=type(module).__name__, wanted="a linear layer or a convolution")
+    weight = matrix(module)
+    groups = cast(int, getattr(module, "groups", 1))
+    tiles = Tiles(name, chip, layout(groups, weight.shape[1], weight.shape[0] // groups, chip))
+    tiles.state_ranges(weight)
+    twin = kind.__new__(kind)
+    own = {"_parameters": dict(module._parameters), "_modules": dict(module._modules), "_buffers": dict(module._buffers)}
+    twin.__dict__ = {**module.__dict__, **own, "tiles": tiles}
+    return twin

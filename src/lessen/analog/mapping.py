@@ -1,0 +1,233 @@
+"""`map`: a network on a chip, as a twin of the model in which products happen on tiles.
+
+    mapped = analog.map(model, chip, calibration=batches)
+    mapped.program(seed=0)          # one physical chip: its programming errors, its faults, its drift
+    mapped.at(86400.0)              # the same chip a day later
+    mapped.model(inputs)            # an ordinary module
+
+The model itself is not touched: the twin is a copy of its modules that shares its parameters, in which linear layers and convolutions are
+replaced by layers on tiles. Which layers stay digital is data (`Split`); what stays digital because nothing here puts it on tiles
+(recurrent layers, transposed convolutions, products of activations) is listed with its reason.
+"""
+
+import copy
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lessen.analog.attention import AnalogAttention
+from lessen.analog.chip import Chip
+from lessen.analog.crossbar import Moment
+from lessen.analog.layer import Tiles, kind_of, matrix, on_tiles
+from lessen.analog.streams import stream
+from lessen.core.event import Event, Listener
+from lessen.core.modules import evaluating
+from lessen.core.strict import strict
+from lessen.errors import LessenError, UsageError, nearest
+
+
+@dataclass(frozen=True)
+class Split:
+    """Which layers stay digital.
+
+    Attributes:
+        digital: names of modules, or patterns with *; a name stands for all that lies below it.
+
+    >>> Split(("lm_head", "*.o_proj")).keeps("model.layers.0.self_attn.o_proj")
+    True
+    """
+
+    digital: tuple[str, ...] = ()
+
+    def keeps(self, name: str) -> bool:
+        """Whether a module stays digital."""
+        return any(fnmatchcase(name, p) or fnmatchcase(name, f"{p}.*") for p in self.digital)
+
+
+@dataclass
+class Mapped:
+    """A network on a chip.
+
+    Attributes:
+        model: the twin; call it as the model.
+        chip: what it lies on.
+        layers: the analog layers by name.
+        digital: names of weighted modules that stayed digital, and why.
+        store: number type in which programmed tiles are kept between uses; None: that of the weights.
+        seed: of the chip instance that is programmed; None before.
+        seconds: the moment at which it is looked at.
+    """
+
+    model: nn.Module
+    chip: Chip
+    layers: dict[str, nn.Module]
+    digital: dict[str, str]
+    store: torch.dtype | None = None
+    seed: int | None = None
+    seconds: float | None = None
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self.model(*args, **kwargs)
+
+    def tiles(self, name: str) -> Tiles:
+        """The analog half of a layer."""
+        return self.layers[name].tiles  # pyright: ignore[reportReturnType]
+
+    def program(self, seed: int = 0, seconds: float | None = None, on_event: Listener | None = None) -> "Mapped":
+        """Write the weights to a chip instance and look at it: at the first moment that its devices describe, or `seconds` later."""
+        self.seed = seed
+        return self.at(self.chip.device.first if seconds is None else seconds, on_event)
+
+    def at(self, seconds: float, on_event: Listener | None = None) -> "Mapped":
+        """Look at the programmed chip at another time; the same chip at the same time is the same to the last bit."""
+        if self.seed is None:
+            raise UsageError("Mapped.at", got="a chip that is not programmed", wanted="program(seed) first")
+        self.chip.device.check_time(seconds)
+        self.seconds = seconds
+        with torch.no_grad():
+            for done, (name, layer) in enumerate(self.layers.items(), start=1):
+                tiles = self.tiles(name)
+                tiles.numbers = None  # what was there makes room first
+                tiles.program(matrix(layer), Moment(self.seed, name, seconds), self.store)
+                tiles.generator = stream(self.seed, "fresh", name, seconds)
+                if on_event is not None:
+                    on_event(Event("program", done, len(self.layers), name))
+        return self
+
+    def calibrate(self, batches: Iterable[Any], run: Callable[[nn.Module, Any], Any] | None = None) -> "Mapped":
+        """Set the ranges of all converters from what calibration inputs ask of them; the network computes digitally meanwhile."""
+        batches, call = list(batches), run or _run
+        if not batches:
+            raise UsageError("calibration", got="no batch", wanted="at least one")
+        chip = self.chip
+        passes = (["inputs"] if chip.dac.bits is not None and chip.dac.range == "calibrated" else []) + (
+            ["sums"] if chip.adc.bits is not None and chip.adc.range == "calibrated" else []
+        )
+        try:
+            for mode in passes:
+                for name in self.layers:
+                    self.tiles(name).mode = mode  # pyright: ignore[reportAttributeAccessIssue]
+                with torch.no_grad(), evaluating(self.model):
+                    for batch in batches:
+                        call(self.model, batch)
+        finally:
+            for name in self.layers:
+                self.tiles(name).mode = "run"
+        idle = [name for name in self.layers if passes and self.tiles(name).ranges.input is None and "inputs" in passes]
+        for name in idle:  # a layer that calibration never reached could only guess
+            raise LessenError(
+                f"calibration of {name}", got="no input", wanted="data that reaches the layer", remedy=f"split=Split(digital=({name!r},))"
+            )
+        return self
+
+    @property
+    def weights(self) -> tuple[int, int]:
+        """Weights on tiles, and in all weighted modules."""
+        analog = sum(matrix(layer).numel() for layer in self.layers.values())
+        modules = dict(self.model.named_modules())
+        digital = {id(p): p.numel() for name in self.digital for p in modules[name].parameters(recurse=False) if p.dim() > 1}
+        return analog, analog + sum(digital.values())
+
+    @property
+    def physical_tiles(self) -> int:
+        """Tiles that the network takes."""
+        return sum(self.tiles(name).place.tiles for name in self.layers)
+
+
+@strict()
+def map(
+    model: nn.Module,
+    chip: Chip,
+    *,
+    split: Split | Sequence[str] | None = None,
+    calibration: Iterable[Any] | None = None,
+    run: Callable[[nn.Module, Any], Any] | None = None,
+    store: torch.dtype | None = None,
+) -> Mapped:
+    """Put a network's layers on the tiles of a chip.
+
+    Args:
+        model: any module; it stays as it is, and the twin shares its parameters.
+        chip: a `Chip`, from a preset or of your own.
+        split: which layers stay digital, by name or pattern.
+        calibration: batches from which the ranges of the converters are set. Not needed where the chip has none, or states them.
+        run: how a model is called with a batch; by default mappings are keywords, sequences positional, all else the one argument.
+        store: keep programmed tiles in this type (`torch.float16` halves their memory; its rounding lies far below any device's noise).
+
+    Raises:
+        UsageError: a pattern that names no layer; a network that does not fit on the chip.
+    """
+    if split is not None and not isinstance(split, Split):
+        split = Split(tuple(split))
+    rule = split or Split()
+    _check_names(model, rule)
+    parameters = {id(p): p for p in model.parameters()}
+    twin = copy.deepcopy(model, dict(parameters))
+    layers: dict[str, nn.Module] = {}
+    digital: dict[str, str] = {}
+    _open_attention(twin, rule)
+    for name, module in list(twin.named_modules()):
+        if not any(p.dim() > 1 for p in module.parameters(recurse=False)):
+            continue
+        if rule.keeps(name):
+            digital[name] = "kept digital"
+        elif kind_of(module) is None:
+            digital[name] = f"{type(module).__name__} has no analog counterpart"
+        else:
+            layers[name] = on_tiles(module, name, chip)
+            parent, _, leaf = name.rpartition(".")
+            if not name:
+                twin = layers[name]
+            else:
+                setattr(twin.get_submodule(parent), leaf, layers[name])
+    mapped = Mapped(twin, chip, layers, digital, store)
+    if not layers:
+        raise UsageError("map", got="no layer for tiles", wanted="linear layers or convolutions that are not kept digital")
+    _check_room(mapped)
+    return mapped.calibrate(calibration, run) if calibration is not None else mapped
+
+
+def _open_attention(model: nn.Module, rule: Split) -> None:
+    """Attention modules of torch hide their projections from modules; their counterparts call them."""
+    for name, module in list(model.named_modules()):
+        if type(module) is nn.MultiheadAttention and name and not rule.keeps(name):
+            parent, _, leaf = name.rpartition(".")
+            setattr(model.get_submodule(parent), leaf, AnalogAttention(module))
+
+
+def _check_names(model: nn.Module, rule: Split) -> None:
+    names = [name for name, _ in model.named_modules() if name]
+    for pattern in rule.digital:
+        if not any(Split((pattern,)).keeps(name) for name in names):
+            raise UsageError("split", got=repr(pattern), wanted="a module of the model or a pattern", remedy=nearest(pattern, names))
+
+
+def _check_room(mapped: Mapped) -> None:
+    """Refuse a network that needs more tiles than the chip has."""
+    limit = mapped.chip.system.tiles
+    if limit is None:
+        return
+    sizes = {name: mapped.tiles(name).place.tiles for name in mapped.layers}
+    largest = max(sizes, key=lambda name: sizes[name])
+    if sizes[largest] > limit:
+        raise UsageError(
+            f"layer {largest}", got=f"{sizes[largest]} tiles", wanted=f"at most the {limit} of chip {mapped.chip.name}", remedy="keep it digital"
+        )
+
+
+def _run(model: nn.Module, batch: Any) -> Any:
+    """A batch as its form suggests."""
+    if isinstance(batch, dict) or hasattr(batch, "keys"):
+        return model(**batch)
+    if isinstance(batch, tuple | list):
+        return model(*batch)
+    return model(batch)
+
+
+def weighted(model: nn.Module) -> dict[str, Tensor]:
+    """Weights of the layers that could lie on tiles, as `(group output) input`, by module name."""
+    return {name: matrix(module) for name, module in model.named_modules() if kind_of(module) is not None}
