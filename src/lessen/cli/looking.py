@@ -22,18 +22,19 @@ def inspect(model: str, /, *, units: Switch = False, running: Running = Running(
     """Show what a model is made of, and which slices of it must change together.
 
     Args:
-        model: A Hugging Face directory, a GGUF file, package.module:factory, or smollm2-135m.
+        model: A directory of any model of transformers, one that lessen wrote, a GGUF file, package.module:factory, or smollm2-135m.
         units: List every unit with the reason why its slices belong together, and all that tracing finds, with the operations that
             tie the slices to each other.
     """
     from math import prod
 
     from lessen import open_checkpoint
-    from lessen.cli.structures import plain, show, traced
+    from lessen.cli.structures import show, traced
+    from lessen.models import whole
     from lessen.report.text import number, size
     from lessen.structure.decoder import units as units_of
 
-    module = plain(model)
+    module = whole(model)
     if module is not None:
         show(model, traced(module, model), module, units, running.json)
         return

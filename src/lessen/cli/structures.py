@@ -1,6 +1,5 @@
 """`lessen inspect` for what tracing finds, and for models that are no decoders."""
 
-import re
 from typing import TYPE_CHECKING, Any
 
 from lessen.cli.output import emit, say, table
@@ -11,23 +10,16 @@ if TYPE_CHECKING:
     from lessen.structure.trace import Structure
 
 
-def plain(model: str) -> "nn.Module | None":
-    """The module of a factory that returns no language model; None if `model` names anything else."""
-    if not re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*", model):
-        return None
-    from lessen.models.module import made
-
-    module = made(model)
-    config = getattr(module, "config", None)
-    return None if isinstance(config, dict) or hasattr(config, "to_dict") else module
-
-
 def traced(module: "nn.Module", label: str) -> "Structure":
-    """Trace a module with the example that it tells itself."""
+    """Trace a module with the example that it tells itself, or that its configuration tells."""
+    from lessen.core.modules import plain_experts
+    from lessen.models.inputs import example_inputs
     from lessen.structure.example import example_of
     from lessen.structure.trace import trace
 
-    return trace(module, example_of(module, label))
+    with plain_experts(module):
+        bare = any(p.is_meta for p in module.parameters())
+        return trace(module, example_of(module, label) if bare else example_inputs(module, label))
 
 
 def show(label: str, structure: "Structure", module: "nn.Module", units: bool, as_json: bool) -> None:

@@ -38,6 +38,29 @@ def as_it_was(*models: nn.Module) -> Iterator[None]:
             parameter.grad = gradient
 
 
+@contextmanager
+def plain_experts(*models: nn.Module) -> Iterator[None]:
+    """Packs of experts computed one by one for the while, as far as transformers lets one choose.
+
+    The fused kernels take no float64, and in them nobody can see which rows belong to one expert.
+    """
+    found: dict[int, tuple[Any, str | None]] = {}
+    for module in (module for model in models for module in model.modules()):
+        own = getattr(getattr(module, "config", None), "__dict__", {})
+        if _EXPERTS in own and getattr(module, "_can_set_experts_implementation", bool)():
+            found.setdefault(id(own), (own, own[_EXPERTS]))
+    try:
+        for own, _ in found.values():
+            own[_EXPERTS] = "eager"
+        yield
+    finally:
+        for own, before in found.values():
+            own[_EXPERTS] = before
+
+
+_EXPERTS = "_experts_implementation_internal"
+
+
 def _modes(models: tuple[nn.Module, ...]) -> list[tuple[nn.Module, bool]]:
     return [(module, module.training) for model in models for module in model.modules()]
 

@@ -1,5 +1,6 @@
 """Where models come from: one door for directories, GGUF files, packaged models, factories and modules in memory."""
 
+import copy
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
     from lessen.models.checkpoint import Checkpoint
 
 PACKAGED = ("smollm2-135m",)
+FACTORY = r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*"
 
 
 def open_checkpoint(ref: "str | Path | nn.Module") -> "Checkpoint":
@@ -36,6 +38,10 @@ def open_checkpoint(ref: "str | Path | nn.Module") -> "Checkpoint":
         return smollm2()
     path = Path(ref).expanduser()
     if path.is_dir():
+        from lessen.models import pruned
+
+        if pruned.is_pruned(path):
+            return _pruned(path)
         if (path / "lessen.json").exists():
             from lessen.models.compressed import Compressed
 
@@ -45,7 +51,7 @@ def open_checkpoint(ref: "str | Path | nn.Module") -> "Checkpoint":
         return HuggingFace(path)
     if path.is_file():
         return _open_file(path)
-    if re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*", str(ref)):
+    if re.fullmatch(FACTORY, str(ref)):
         from lessen.models.module import from_factory
 
         return from_factory(str(ref))
@@ -61,25 +67,80 @@ def open_checkpoint(ref: "str | Path | nn.Module") -> "Checkpoint":
 def load(ref: "str | Path | nn.Module", dtype: "torch.dtype | None" = None) -> "nn.Module":
     """The model that `ref` names as an ordinary module with all its weights, in eval mode.
 
-    A causal LM, but for a directory of `lessen.models.pruned.save`, which may hold any model.
-
     Args:
-        ref: see `open_checkpoint`.
+        ref: see `open_checkpoint`; here also a directory of any other class of transformers, one that `lessen.save` wrote, and a factory
+            of any module.
         dtype: of the weights; None keeps that of the source (float32 for quantized and mixed ones).
     """
     import torch
 
-    from lessen.models.pruned import is_pruned
-    from lessen.models.pruned import load as load_pruned
     from lessen.models.skeleton import fill
 
     if dtype is not None and not isinstance(dtype, torch.dtype):
         raise UsageError("load(dtype)", got=f"{dtype!r} ({type(dtype).__name__})", wanted="a torch.dtype or None", remedy="torch.float16")
-    if isinstance(ref, str | Path) and is_pruned(Path(ref).expanduser()):
-        model = load_pruned(Path(ref).expanduser())
-        return model if dtype is None else model.to(dtype)
+    model = whole(ref, dtype)
+    if model is not None:
+        return model
     checkpoint = open_checkpoint(ref)
     return fill(checkpoint.skeleton(), checkpoint, dtype)
+
+
+def whole(ref: "str | Path | nn.Module", dtype: "torch.dtype | None" = None) -> "nn.Module | None":
+    """The model that `ref` names if it can only be had whole; None for what `open_checkpoint` reads tensor by tensor, causal LMs."""
+    if not isinstance(ref, str | Path):
+        return _plain(copy.deepcopy(ref), dtype) if _without_config(ref) else None
+    path = Path(ref).expanduser()
+    if path.is_dir() and (path / "config.json").is_file() and not (path / "lessen.json").exists():
+        from lessen.models.huggingface import HuggingFace, Repacked
+        from lessen.models.pretrained import architecture, is_causal, pretrained
+        from lessen.models.tensors import read_json
+
+        config = read_json(path / "config.json")
+        if config.get("quantization_config") or architecture(config) is None:
+            return None
+        if not is_causal(config):
+            return pretrained(path, config, dtype)
+        try:
+            HuggingFace(path)
+        except Repacked:
+            return pretrained(path, config, dtype)
+    elif path.is_dir():
+        from lessen.models import pruned
+
+        return _plain(pruned.load(path), dtype) if pruned.is_pruned(path) else None
+    elif not path.exists() and re.fullmatch(FACTORY, str(ref)):
+        from lessen.models.module import made
+
+        module = made(str(ref))
+        return _plain(module, dtype) if _without_config(module) else None
+    return None
+
+
+def _without_config(module: "nn.Module") -> bool:
+    """Whether a module tells nothing of itself, or that it is no causal LM."""
+    from torch import nn
+
+    from lessen.models.pretrained import is_causal
+
+    config = getattr(module, "config", None)
+    if not isinstance(module, nn.Module) or isinstance(config, dict):
+        return False
+    return not hasattr(config, "to_dict") or not is_causal({"architectures": [type(module).__name__]})
+
+
+def _plain(module: "nn.Module", dtype: "torch.dtype | None") -> "nn.Module":
+    return (module if dtype is None else module.to(dtype)).eval()
+
+
+def _pruned(path: Path) -> "Checkpoint":
+    """What `lessen.save` wrote, with the tokenizer that may lie beside it."""
+    from lessen.models import pruned
+    from lessen.models.module import InMemory
+
+    model = pruned.load(path)
+    if hasattr(model, "config"):
+        model.config._name_or_path = str(path)  # pyright: ignore[reportAttributeAccessIssue, reportArgumentType]
+    return InMemory(model, str(path))
 
 
 def _open_file(path: Path) -> "Checkpoint":

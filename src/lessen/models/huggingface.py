@@ -33,6 +33,10 @@ TOKENIZER_FILES = (
 _TABLES = ("tokenizer.json", "tokenizer.model", "spiece.model", "vocab.json", "vocab.txt")
 
 
+class Repacked(LessenError):
+    """A directory whose tensors transformers puts together while it loads them, so that none can be read for itself (exit code 1)."""
+
+
 class HuggingFace:
     """See `Checkpoint`. Only headers are read until a tensor is asked for.
 
@@ -145,6 +149,10 @@ class HuggingFace:
                 stored[name] = key
             elif name not in buffers and not any(re.search(pattern, key) for pattern in ignored) and not _STALE.search(key):
                 extra.append(key)
+        if extra and _repacked(model, extra):
+            got = f"tensors that transformers packs into one while it loads them ({extra[0]})"
+            remedy = "lessen.load and lessen prune take it; compress streams what is stored as it runs"
+            raise Repacked(self.label, got=got, wanted="one tensor for one", remedy=remedy)
         if extra:
             got = f"{len(extra)} tensors it has no place for ({extra[0]})"
             missing = next((name for name in wanted if name not in stored), None)
@@ -183,6 +191,18 @@ def _renaming(model: nn.Module) -> Callable[[str], str]:
         return key
 
     return rename
+
+
+def _repacked(model: nn.Module, keys: list[str]) -> bool:
+    """Whether tensors of the files become parts of others, experts of a pack for example."""
+    try:
+        from transformers.conversion_mapping import get_model_conversion_mapping
+        from transformers.core_model_loading import WeightConverter
+    except ImportError:
+        return False
+    steps = [step for step in get_model_conversion_mapping(cast(Any, model)) if isinstance(step, WeightConverter)]
+    patterns = [re.escape(p).replace(r"\*", r"\d+") for step in steps for p in step.source_patterns]
+    return any(re.search(pattern, key) for pattern in patterns for key in keys)
 
 
 def load_tokenizer(folder: Path, label: str) -> Any:
