@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from lessen.core.config import bias_groups, config_changes, unit_sizes
 from lessen.core.edit import Drop, Edit, Factor, Keep, Quantize, Replace, Resize
-from lessen.core.sizes import refresh, resized
+from lessen.core.sizes import groups_left, refresh, resized
 from lessen.core.strict import strict
 from lessen.core.trace import Shape, Traced, kept, renumbered, spoken_of, trace
 from lessen.errors import LessenError
@@ -95,7 +95,7 @@ def apply(model: nn.Module, edits: Sequence[Edit], mode: Literal["slice", "mask"
     _try(config, changes)
     places = {name: tensor.place for name, tensor in traced.items()}
     tensors = {t.place: _after(stored, t) for t in traced.values() if t.steps or t.new}
-    attributes = [*_attributes(model, edits, places, changes), *resized(model, edits)]
+    attributes = [*_attributes(model, edits, places, changes), *_groups(model, traced), *resized(model, edits)]
     shorter = list(_shorter(model, traced, stored))
     _assign(model, tensors)
     for blocks, stay in shorter:
@@ -230,6 +230,16 @@ def _attributes(
                 own = configs.setdefault(id(module), copy.copy(own))
                 setattr(own, field, value)
                 yield module, "config", own
+
+
+def _groups(model: nn.Module, traced: Mapping[str, Traced]) -> Iterator[tuple[nn.Module, str, int]]:
+    """Numbers of groups of convolutions that lost some, as (module, attribute, value)."""
+    for tensor in traced.values():
+        if tensor.steps and tensor.place.endswith("weight"):
+            module = model.get_submodule(tensor.place.rpartition(".")[0])
+            left = groups_left(module, _surviving(tensor.shape, tensor.steps)[0])
+            if left is not None:
+                yield module, "groups", left
 
 
 def _shorter(

@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from lessen.core.edit import Edit, Resize
 from lessen.errors import LessenError
@@ -46,13 +46,24 @@ def refresh(module: nn.Module) -> None:
 
 def _refresh_convolution(module: nn.modules.conv._ConvNd) -> None:
     first, second = module.weight.shape[:2]
-    had_out = module.out_channels
-    if module.transposed:
-        module.in_channels, module.out_channels = first, second * module.groups
-        return
-    if module.groups == module.in_channels and module.groups > 1 and module.groups != first * module.groups // had_out:
-        module.groups = first * module.groups // had_out
-    module.out_channels, module.in_channels = first, second * module.groups
+    inside, out = (first, second * module.groups) if module.transposed else (second * module.groups, first)
+    module.in_channels, module.out_channels = inside, out
+
+
+def groups_left(module: nn.Module, rows: Tensor) -> int | None:
+    """How many groups of a convolution are left when these rows of its weight are; None if it has none.
+
+    A group goes when all of its rows do. Fewer rows in every group, as where one channel makes several, leave the groups.
+
+    >>> import torch
+    >>> depthwise = nn.Conv2d(3, 6, 1, groups=3)        # two outputs a channel
+    >>> groups_left(depthwise, torch.tensor([0, 2, 4])), groups_left(depthwise, torch.tensor([0, 1, 4, 5]))
+    (3, 2)
+    """
+    groups = getattr(module, "groups", 1)
+    if not isinstance(module, nn.modules.conv._ConvNd) or groups == 1:
+        return None
+    return len((rows // (module.weight.shape[0] // groups)).unique())
 
 
 def _refresh_recurrent(module: nn.RNNBase) -> None:

@@ -103,6 +103,18 @@ def free(axis: Axis) -> list[Axis]:
     return list(dict.fromkeys(leaf for leaf in leaves(axis) if leaf.pin is None and leaf.size > 1))
 
 
+def parted(axis: Axis, bounds: Sequence[int]) -> bool:
+    """Whether the axis was already cut into parts that end at these bounds (the last is the size)."""
+    root = find(axis)
+    if root.kind == "concat":
+        return {*bounds} <= {*_bounds(parts(root))}
+    if root.kind == "product":
+        first, *rest = factors(root)
+        inner = prod(f.size for f in rest)
+        return all(bound % inner == 0 for bound in bounds) and parted(first, [bound // inner for bound in bounds])
+    return len(bounds) == 1
+
+
 def describe(axis: Axis) -> str:
     """Sizes as a formula.
 

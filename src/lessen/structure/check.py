@@ -226,6 +226,9 @@ def _run(model: nn.Module, inputs: Any, modes: Sequence[TorchDispatchMode], wher
     args, kwargs = arguments(mapped(inputs, _widened))
     try:
         with torch.no_grad(), torch.random.fork_rng(devices=[]), ExitStack() as stack:
+            # One kernel for a whole layer would hide its norms from `KeptNorms`.
+            stack.callback(torch.backends.mha.set_fastpath_enabled, torch.backends.mha.get_fastpath_enabled())
+            torch.backends.mha.set_fastpath_enabled(False)
             for mode in modes:
                 stack.enter_context(mode)
             torch.manual_seed(0)

@@ -26,6 +26,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from lessen.errors import LessenError
 from lessen.structure.axes import Axes, Axis, describe, pinned
+from lessen.structure.numbers import NOTES, VALUES
 from lessen.structure.rules import RULES, Call, Rule, elementwise, is_pointwise
 from lessen.structure.rules.call import Book
 from lessen.structure.sizes import Formula, Size, attributes_in, formula_of, shape_of
@@ -334,150 +335,13 @@ class _Calls(TorchFunctionMode):
                 return shape_of(out, axes, self.watch.values)
             dim = kwargs.get("dim", args[1] if len(args) > 1 else None)
             return Size(out, axes[dim], self.watch.values) if isinstance(dim, int) else out
-        if name in _VALUES:
+        if name in VALUES:
             for value in (*args, *kwargs.values()):
                 if isinstance(value, Size):
                     value.use()
-        note = _NOTES.get(name)
+        note = NOTES.get(name)
         if note is not None:
             for sizes, axes in note(self.watch, args, kwargs, out):
                 if any(n > 1 for n in sizes):
                     self.watch.sites.append(Site(self.watch.module, name.strip("_"), tuple(sizes), tuple(axes)))
         return out
-
-
-Found = list[tuple[list[int], list[Axis]]]
-
-
-def _numbers(values: Sequence[Any]) -> list[int]:
-    flat = values[0] if len(values) == 1 and isinstance(values[0], list | tuple) else values
-    return [v if isinstance(v, int) and not isinstance(v, bool) else -1 for v in flat]
-
-
-def _whole_shape(watch: Watch, args: Any, kwargs: Any, out: Any) -> Found:
-    """view, reshape, expand and constants: the numbers are the shape of the result."""
-    given = [a for a in args if not isinstance(a, Tensor)]
-    named = kwargs.get("size", kwargs.get("shape"))
-    sizes = _numbers([named] if named is not None else given)
-    axes = watch.axes_of(out)
-    return [(sizes, axes[-len(sizes) :])] if sizes and len(sizes) <= len(axes) else []
-
-
-def _unflatten(watch: Watch, args: Any, kwargs: Any, out: Any) -> Found:
-    dim = kwargs.get("dim", args[1] if len(args) > 1 else 0)
-    sizes = _numbers([kwargs.get("sizes", args[-1])])
-    if not isinstance(dim, int):
-        return []
-    first = dim % args[0].dim()
-    return [(sizes, watch.axes_of(out)[first : first + len(sizes)])]
-
-
-def _parts(watch: Watch, args: Any, kwargs: Any, out: Any) -> Found:
-    """split: one number for all parts, or a list of them."""
-    sizes = kwargs.get("split_size_or_sections", kwargs.get("split_size", kwargs.get("split_sizes", args[1] if len(args) > 1 else None)))
-    dim = kwargs.get("dim", args[2] if len(args) > 2 else 0)
-    axes = [watch.axes_of(part)[dim] for part in out]
-    if isinstance(sizes, int):
-        return [([sizes], axes[:1])]
-    return [(_numbers([sizes]), axes)] if isinstance(sizes, list | tuple) else []
-
-
-def _range(watch: Watch, args: Any, kwargs: Any, out: Any) -> Found:
-    """x[..., :n]: each bound counts the indices before it."""
-    entries = args[1] if isinstance(args[1], tuple) else (args[1],)
-    if not isinstance(args[0], Tensor) or not any(isinstance(e, slice) for e in entries):
-        return []
-    given = sum(e is not None and e is not Ellipsis for e in entries)
-    dim, found = 0, []
-    for entry in entries:
-        if entry is Ellipsis:
-            dim += args[0].dim() - given
-        elif isinstance(entry, slice):
-            axis = watch.axes_of(args[0])[dim]
-            for bound in (entry.start, entry.stop):
-                if isinstance(bound, int) and 0 < abs(bound) < axis.size:
-                    place = bound % axis.size
-                    pieces = watch.axes.cut(axis, [place, axis.size]) if entry.step in (None, 1) else None
-                    found.append(([abs(bound)], [pieces[bound < 0] if pieces else watch.axes.leaf(abs(bound), pin="is a bound")]))
-            dim += 1
-        elif entry is not None:
-            dim += entry.dim() if isinstance(entry, Tensor) and entry.dtype == torch.bool else 1
-    return found
-
-
-def _narrow(watch: Watch, args: Any, kwargs: Any, out: Any) -> Found:
-    dim, length = kwargs.get("dim", args[1] if len(args) > 1 else 0), kwargs.get("length", args[-1])
-    return [([length], [watch.axes_of(out)[dim]])] if isinstance(dim, int) and isinstance(length, int) else []
-
-
-def _groups(watch: Watch, args: Any, kwargs: Any, out: Any) -> Found:
-    """group_norm(x, groups)."""
-    groups = kwargs.get("num_groups", args[1] if len(args) > 1 else 1)
-    pair = watch.axes.factor(watch.axes_of(args[0])[1], groups)
-    return [([groups], [pair[0]])] if pair else []
-
-
-def _conv(watch: Watch, args: Any, kwargs: Any, out: Any) -> Found:
-    """conv(x, weight, bias, stride, padding, dilation, groups)."""
-    groups = kwargs.get("groups", args[-1] if len(args) > 6 else 1)
-    dim = -(args[1].dim() - 1) if len(args) > 1 else 1
-    if not isinstance(groups, int) or groups == 1:
-        return []
-    pair = watch.axes.factor(watch.axes_of(args[0])[dim], groups)
-    return [([groups], [pair[0]])] if pair else []
-
-
-def _normal_shape(watch: Watch, args: Any, kwargs: Any, out: Any) -> Found:
-    sizes = _numbers([kwargs.get("normalized_shape", args[1] if len(args) > 1 else ())])
-    return [(sizes, watch.axes_of(out)[-len(sizes) :])] if sizes else []
-
-
-def _attention(watch: Watch, args: Any, kwargs: Any, out: Any) -> Found:
-    """scaled_dot_product_attention without a scale divides by the root of the number of features."""
-    if kwargs.get("scale") is None:
-        axis = watch.axes_of(args[0] if args else kwargs["query"])[-1]
-        watch.values.append(axis)
-    return []
-
-
-def _multi_head(watch: Watch, args: Any, kwargs: Any, out: Any) -> Found:
-    """multi_head_attention_forward(query, key, value, embed_dim, num_heads, ...) wants heads times features to be the width."""
-    if len(args) < 12 or not isinstance(args[11], Tensor):
-        return []
-    width, inside = watch.axes_of(args[0])[-1], watch.axes_of(args[11])[1]
-    watch.axes.cause = f"multi_head_attention_forward in {watch.module or 'the model'}"
-    watch.axes.unify(width, inside)
-    if isinstance(args[5], Tensor) and args[5].shape[0] == 3 * width.size:
-        pieces = watch.axes.cut(watch.axes_of(args[5])[0], [width.size, 2 * width.size, 3 * width.size])
-        for piece in pieces or ():
-            watch.axes.unify(width, piece)
-    for name in ("q_proj_weight", "k_proj_weight", "v_proj_weight"):
-        if isinstance(kwargs.get(name), Tensor):
-            watch.axes.unify(width, watch.axes_of(kwargs[name])[0])
-    pair = watch.axes.factor(inside, args[4])
-    if pair:
-        watch.values.append(pair[1])  # scores are divided by its root
-    return [([args[3]], [width]), *([([args[4]], [pair[0]])] if pair else [])]
-
-
-_VALUES = frozenset(
-    f"{under}{name}{under}"
-    for name in ("mul", "rmul", "div", "truediv", "rtruediv", "true_divide", "add", "sub", "rsub", "pow", "rpow")
-    for under in ("", "__")
-)
-
-_NOTES: dict[str, Any] = {
-    "scaled_dot_product_attention": _attention,
-    "multi_head_attention_forward": _multi_head,
-    **dict.fromkeys(
-        ("view", "reshape", "expand", "zeros", "ones", "full", "empty", "randn", "new_zeros", "new_ones", "new_empty"), _whole_shape
-    ),
-    **dict.fromkeys(("broadcast_to",), _whole_shape),
-    **dict.fromkeys(("split", "split_with_sizes"), _parts),
-    **dict.fromkeys(("conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d"), _conv),
-    **dict.fromkeys(("layer_norm", "rms_norm"), _normal_shape),
-    "unflatten": _unflatten,
-    "__getitem__": _range,
-    "narrow": _narrow,
-    "group_norm": _groups,
-}
