@@ -15,9 +15,13 @@ REQUIREMENTS = {
     "llm_compressor": "llmcompressor==0.14.0.1",
     "sign_round": "auto-round==0.16.1",
     "opencv": "opencv-python-headless==4.12.0.88",
+    "lightning": "aihwkit-lightning==2.1.0",
+    "aihwkit": "aihwkit==1.1.0",
 }
 TORCH = "torch==2.13.0"  # the version that lessen's constraints pin: one arithmetic for all
 ALONE = ("opencv",)  # what needs no torch
+# What is installed without the dependencies that it declares, and what it does need: aihwkit asks for torchvision, and replaces torch.
+BESIDES = {"aihwkit": ("numpy", "scipy", "requests", "protobuf>=4", "tqdm")}
 
 
 def script(name: str) -> Path:
@@ -35,11 +39,14 @@ def python(name: str) -> Path:
     ready = folder / "ready"
     if not ready.exists():
         subprocess.run([sys.executable, "-m", "venv", "--clear", folder], check=True)
-        command = [folder / "bin/python", "-m", "pip", "install", "--quiet", *(() if name in ALONE else (TORCH,)), REQUIREMENTS[name]]
-        done = subprocess.run(command, capture_output=True, text=True)
-        if done.returncode:
-            lines = done.stderr.strip().splitlines()
-            raise LessenError(REQUIREMENTS[name], got=lines[-1] if lines else f"exit code {done.returncode}", wanted="an installed package")
+        torch = () if name in ALONE else (TORCH,)
+        wanted = [(*torch, *BESIDES[name]), ("--no-deps", REQUIREMENTS[name])] if name in BESIDES else [(*torch, REQUIREMENTS[name])]
+        for packages in wanted:
+            done = subprocess.run([folder / "bin/python", "-m", "pip", "install", "--quiet", *packages], capture_output=True, text=True)
+            if done.returncode:
+                lines = done.stderr.strip().splitlines()
+                got = lines[-1] if lines else f"exit code {done.returncode}"
+                raise LessenError(REQUIREMENTS[name], got=got, wanted="an installed package")
         ready.touch()
     return folder / "bin/python"
 
