@@ -18,7 +18,6 @@ from torch import Tensor
 from lessen.analog.chip import Chip
 from lessen.analog.devices.device import Device
 from lessen.analog.encoding import Plane
-from lessen.analog.resistance import effective
 from lessen.analog.streams import normal, stream
 
 _AT_ONCE = 2**22  # weights that are made into conductances at one time: a few copies of them in float32 fit beside any model
@@ -144,28 +143,32 @@ def _part(scaled: Tensor, chip: Chip, moment: Moment, number: int) -> Crossbar:
     fresh = chip.reads == "fresh" and moment.seconds is not None
     made = Crossbar(scaled.new_zeros((scaled.shape[0], slices, *scaled.shape[1:])))
     for index, plane in enumerate(chip.encoding.planes(scaled)):
-        g = _aged(plane, chip, moment, (number, index))
+        g, sigma = _aged(plane, chip, moment, (number, index))
         made.signed[:, plane.slice] += plane.sign / span * g  # a reference column counts for all columns
         _bend(made, plane, device, g, chip.system.read_v)
-        if fresh and (sigma := device.read_sigma(g, moment.seconds or 0.0)) is not None:
+        if fresh and sigma is not None:
             _disturb(made, plane, (sigma / span).square())
     return made
 
 
-def _aged(plane: Plane, chip: Chip, moment: Moment, address: tuple[int, int]) -> Tensor:
-    """Conductances of a plane at a moment, frozen noise and wires included."""
+def _aged(plane: Plane, chip: Chip, moment: Moment, address: tuple[int, int]) -> tuple[Tensor, Tensor | None]:
+    """Conductances of a plane at a moment, wires included, and the standard deviation of reading them; noise that is frozen is in the first."""
     device = chip.device
     target = device.g_min + plane.share * (device.g_max - device.g_min)
     if moment.seconds is None:
-        return target
+        return target, None
     draw = (moment.layer, *address)
-    g = device.drifted(device.program(target, stream(moment.chip, "program", *draw)), moment.seconds)
+    cells = device.program(target, stream(moment.chip, "program", *draw))
+    g = device.drifted(cells, moment.seconds)
     g = chip.faults.apply(g, (device.g_min, device.g_max), stream(moment.chip, "faults", *draw))
-    if chip.reads == "frozen" and (sigma := device.read_sigma(g, moment.seconds)) is not None:
+    sigma = None if chip.reads == "quiet" else device.read_sigma(g, moment.seconds, cells.conductance)
+    if chip.reads == "frozen" and sigma is not None:
         g = (g + sigma * normal(g, stream(moment.chip, "read", moment.seconds, *draw))).clamp_(min=0)
     if chip.wires.ohm and chip.wires.model == "solved":
+        from lessen.analog.resistance import effective
+
         g = torch.cat([effective(piece, chip.wires.ohm, chip.wires.ohm) for piece in g.split(chip.columns, -1)], -1)
-    return g
+    return g, sigma
 
 
 def _bend(made: Crossbar, plane: Plane, device: Device, g: Tensor, volts: float) -> None:

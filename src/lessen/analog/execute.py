@@ -140,7 +140,7 @@ def columns(codes: Tensor, numbers: Numbers, chip: Chip, generator: torch.Genera
     """Column sums in ADC steps, noise and wires included: `tile vector row` to `tile vector (slice column)`."""
     driven = codes
     if numbers.powers > 1:
-        driven = torch.cat([codes**k for k in range(1, numbers.powers + 1)], -1)
+        driven = torch.cat([codes, codes * codes.abs(), codes**3], -1)  # a device's curve is that of the other sign, turned
     sums = _product(driven, numbers.matrix)
     if numbers.load is not None:
         rows = codes.shape[-1]
@@ -158,6 +158,16 @@ def columns(codes: Tensor, numbers: Numbers, chip: Chip, generator: torch.Genera
     if chip.adc.noise:
         sums += chip.adc.noise * torch.randn(sums.shape, generator=generator, dtype=sums.dtype)
     return sums
+
+
+def lost_share(load: Tensor) -> Tensor:
+    """Share of a column's current that its wire loses, from the column's load (`n` rows, their conductances and inputs, over the wire's)."""
+    return load * (load * (0.05 * load - 0.2) + 0.5)
+
+
+def far(rows: int) -> Tensor:
+    """How much of the wire the current of each row passes, squared distances from the far end: the first row of a column passes none."""
+    return 1 - (1 - torch.arange(rows) / rows) ** 2
 
 
 def _product(a: Tensor, b: Tensor) -> Tensor:
