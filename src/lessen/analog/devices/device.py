@@ -25,10 +25,12 @@ class Cells:
     Attributes:
         conductance: as measured at the first time that the device's fit describes.
         drift: what makes each device age in its own way (a drift exponent, a standard normal draw); None if they age alike.
+        target: what was asked for, where ageing depends on it.
     """
 
     conductance: Tensor
     drift: Tensor | None = None
+    target: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -56,20 +58,45 @@ class Device:
         Args:
             target: any shape, within g_min and g_max.
             generator: for all that is drawn once.
+
+        Raises:
+            UsageError: a target is NaN or outside the range.
         """
+        self.check_target(target)
         return Cells(target)
 
     def drifted(self, cells: Cells, seconds: float) -> Tensor:
-        """Conductances after a time, without the noise of reading them."""
+        """Conductances after a time, without the noise of reading them.
+
+        Raises:
+            UsageError: a time that the description does not cover.
+        """
+        self.check_time(seconds)
         return cells.conductance
 
-    def read_sigma(self, conductance: Tensor, seconds: float) -> Tensor | None:
-        """Standard deviation of one read of `conductance` (as `drifted` gives it); None if reading adds nothing."""
+    def read_sigma(self, conductance: Tensor, seconds: float, programmed: Tensor | None = None) -> Tensor | None:
+        """Standard deviation of one read; None if reading adds nothing.
+
+        Args:
+            conductance: as `drifted` gives it.
+            seconds: since programming.
+            programmed: `Cells.conductance`, on which the noise of some devices depends; None: estimated from `conductance`.
+        """
         return None
 
     def powers(self, conductance: Tensor) -> tuple[Tensor, Tensor] | None:
-        """Coefficients of V^2 and V^3 in the current, in uS/V and uS/V^2; None for an ohmic device."""
+        """Coefficients of V^2 and V^3 in the current, in uS/V and uS/V^2, for V >= 0; None for an ohmic device."""
         return None
+
+    def check_target(self, target: Tensor) -> None:
+        """Refuse conductances that the device does not have."""
+        if target.numel() == 0:
+            return
+        low, high = (float(end) for end in target.aminmax())
+        slack = 1e-5 * self.g_max  # targets are computed in float32
+        if not (self.g_min - slack <= low and high <= self.g_max + slack):
+            got, wanted = f"{low:g} to {high:g} uS", f"{self.g_min:g} to {self.g_max:g} uS"
+            raise UsageError(f"target of {type(self).__name__}", got=got, wanted=wanted)
 
     def check_time(self, seconds: float) -> None:
         """Refuse a time that the description does not cover."""
