@@ -6,6 +6,7 @@ parameter and no buffer: it is made again from the weights for every chip and mo
 computed if asked to. Biases are added digitally.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Literal, cast
 
@@ -33,9 +34,11 @@ class Tiles:
         place: how.
         ranges: full scales of its converters.
         numbers: ready to run; None before the chip is programmed.
-        mode: "run"; or, while ranges are calibrated, "inputs" and "sums", in which the layer computes digitally and looks.
+        mode: "run"; "digital", in which the layer computes as if it were not on tiles; or, while ranges are calibrated, "inputs" and
+            "sums", in which it computes digitally and looks.
         generator: of noise that is fresh in every read.
         before: mean magnitude of the columns just after programming, for the compensation of drift.
+        listener: told of the inputs, `vector (group input)`, and the weight of every digital call; None: nobody asks.
     """
 
     name: str
@@ -43,9 +46,10 @@ class Tiles:
     place: Layout
     ranges: Ranges = field(default_factory=Ranges)
     numbers: Numbers | None = None
-    mode: Literal["run", "inputs", "sums"] = "run"
+    mode: Literal["run", "digital", "inputs", "sums"] = "run"
     generator: torch.Generator | None = None
     before: tuple[int, Tensor] | None = None
+    listener: Callable[[Tensor, Tensor], None] | None = None
 
     def programmed(self, weight: Tensor, moment: Moment) -> tuple[Crossbar, Tensor]:
         """What the chip makes of a weight, and the digital scale of its columns, drift compensated."""
@@ -97,6 +101,10 @@ class Tiles:
 
     def look(self, x: Tensor, weight: Tensor) -> None:
         """Widen the ranges so that they cover a quantile of what these inputs, `vector (group input)`, ask for."""
+        if self.mode == "digital":
+            if self.listener is not None:
+                self.listener(x.detach(), weight)
+            return
         chip = self.chip
         if self.mode == "inputs":
             flat = x.detach().abs().flatten()
@@ -187,6 +195,8 @@ class _AnalogConv(nn.modules.conv._ConvNd):
         tiles = self.tiles
         if tiles.mode == "run" and (found := self._without_patches(input)) is not None:
             return found
+        if tiles.mode == "digital" and tiles.listener is None:
+            return self._conv_forward(input, self.weight, self.bias)
         flat = input.dim() == self.weight.dim() - 1
         x = input[None] if flat else input
         patches, space = self._patches(x)
