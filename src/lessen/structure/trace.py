@@ -18,16 +18,14 @@ ties together is tied, and a model that takes another way is refused.
 Afterwards the model is what it was, also if anything failed.
 """
 
-import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException, FakeTensorMode
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from lessen.core.strict import strict
 from lessen.core.unit import Slice, Unit
@@ -38,7 +36,8 @@ from lessen.structure.couple import couple, experts, layers, vocabulary
 from lessen.structure.example import arguments, mapped
 from lessen.structure.rules import Rule
 from lessen.structure.siblings import adopt
-from lessen.structure.sizes import is_configuration, remembered
+from lessen.structure.sizes import remembered
+from lessen.structure.state import plain_kernels, untouched
 from lessen.structure.watch import Site, Watch, tensors_in
 
 FAKE_ABOVE = 20_000_000
@@ -141,7 +140,7 @@ def trace(
 
     def watched(fake: bool) -> tuple[Watch, dict[str, list[Axis]], set[str]]:
         watch = Watch({module: name for name, module in modules.items()}, rules or {}, freeze)
-        with _untouched(model), remembered(model, watch.values), _plain_kernels():
+        with untouched(model), remembered(model, watch.values), plain_kernels():
             return watch, *_run(model, watch, tensors, example_inputs, fake)
 
     try:
@@ -318,52 +317,6 @@ def _answers(out: Any) -> Iterator[tuple[str, Tensor]]:
                 yield from ((key, t) for t in tensors_in(value))
         return
     yield from (("", t) for t in tensors_in(out))
-
-
-@contextmanager
-def _plain_kernels() -> Iterator[None]:
-    """Composite operations taken apart, so that rules see products and sums."""
-    fast, onednn = torch.backends.mha.get_fastpath_enabled(), torch._C._get_mkldnn_enabled()
-    with sdpa_kernel(SDPBackend.MATH), torch.random.fork_rng(devices=[]):
-        try:
-            torch.backends.mha.set_fastpath_enabled(False)
-            # The public switch sets other flags along, with a warning on machines that do not have them.
-            torch._C._set_mkldnn_enabled(False)
-            yield
-        finally:
-            torch.backends.mha.set_fastpath_enabled(fast)
-            torch._C._set_mkldnn_enabled(onednn)
-
-
-@contextmanager
-def _untouched(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode, and afterwards every module as it was: training flags, attributes, buffers, hooks, settings."""
-    before = {module: (copy.copy(module.__dict__), _contents(module)) for module in model.modules()}
-    values = {buffer: buffer.clone() for buffer in model.buffers()}
-    try:
-        model.eval()
-        yield
-    finally:
-        for module, (attributes, contents) in before.items():
-            module.__dict__.clear()
-            module.__dict__.update(attributes)
-            for held, content in contents:
-                held.clear()
-                held.extend(content) if isinstance(held, list) else held.update(content)
-        for buffer, value in values.items():
-            if buffer._version != value._version and not buffer.is_meta:
-                buffer.copy_(value)
-
-
-def _contents(module: nn.Module) -> list[tuple[Any, Any]]:
-    """What the lists, dictionaries and sets of a module hold (its hooks are in some), and the attributes of its configurations.
-
-    A model may change them as it runs for the first time: those of transformers put hooks into their parts, and a flag beside them.
-    """
-    attributes = [value for key, value in module.__dict__.items() if key != "_modules"]
-    held = [value for value in attributes if isinstance(value, dict | list | set)]
-    held += [vars(value) for value in attributes if is_configuration(value)]
-    return [(value, copy.copy(value)) for value in held]
 
 
 __all__ = ["Structure", "describe", "trace"]
