@@ -238,7 +238,7 @@ SONOS = {0: (19.88665, 176.3115), 1: (25.59102, 186.85544), 2: (28.72753, 193.56
 
 
 @pytest.mark.parametrize("day", SONOS)
-@pytest.mark.parametrize("g", [1.0, 8.0, 16.0])
+@pytest.mark.parametrize("g", [1.0, 8.0, 14.0])
 def test_sonos_spreads_as_its_source_says(day: int, g: float):
     device = SonosFlash()
     moved = float(device.shift(torch.tensor(g, dtype=torch.float64), day * DAY))
@@ -248,7 +248,7 @@ def test_sonos_spreads_as_its_source_says(day: int, g: float):
 
 def test_sonos_is_what_the_reference_computed_at_full_scale():
     full = torch.tensor([16.0], dtype=torch.float64)
-    device = SonosFlash()
+    device = SonosFlash(g_max=16.0)
     assert float(device.sigma(full, 0.0)) / 16 * 100 == pytest.approx(1.24, abs=0.005)
     # The reference's 2.16 % at day 5 is that of a current which has not moved; a saturated exponential does not care.
     assert float(device.sigma(full, 5 * DAY)) / 16 * 100 == pytest.approx(2.16, abs=0.005)
@@ -256,10 +256,12 @@ def test_sonos_is_what_the_reference_computed_at_full_scale():
 
 
 def test_sonos_in_float32_moves_as_in_float64():
-    g = torch.linspace(0, 16, 101, dtype=torch.float64)
-    exact, found = SonosFlash().shift(g, 5 * DAY), SonosFlash().shift(g.float(), 5 * DAY)
-    torch.testing.assert_close(found.double(), exact, rtol=0, atol=5e-3)  # ten powers that cancel: 2e6 nA * 2^-24 each, summed
-    assert float(exact.abs().max()) < 1.0  # and the drift is a fraction of a microsiemens
+    g = torch.linspace(0, 14, 101, dtype=torch.float64)
+    for day in range(1, 6):
+        exact, found = SonosFlash().shift(g, day * DAY), SonosFlash().shift(g.float(), day * DAY)
+        # Terms of up to 1e6 nA cancel, each with an error of 2^-24 of itself: a tenth of a nanoampere, some of them.
+        torch.testing.assert_close(found.double(), exact, rtol=0, atol=3e-3)
+        assert float(exact.abs().max()) < 0.65  # 5 % of full scale: nothing runs away
 
 
 @pytest.mark.parametrize("g", [0.05, 1.0, 5.0])
