@@ -51,10 +51,20 @@ class System:
     """Of converters and logic."""
     read_v: float = 0.2
     """Across a cell at full drive."""
+    adc_model: Literal["survey", "successive"] = "survey"
+    """Whose formulae price a converter (`analog.cost.adc`)."""
+    buffer: Literal["sram", "edram"] = "sram"
+    """Kind of the activation memory."""
+    cell_f2: float = 48.0
+    """Area of one cell in squares of the node; 48 is NeuroSim's default for one transistor and one resistor."""
+    write_pj: float = 100.0
+    """Writing one device, all pulses and readings of its verification included: an order of magnitude that varies a hundredfold."""
+    write_ns: float = 1000.0
+    """Writing one row of a tile, verification included."""
 
     def __post_init__(self) -> None:
         check_fields(self)
-        for name in ("node_nm", "clock_ghz", "read_ns", "adc_rate", "buffer_kib", "supply_v", "read_v"):
+        for name in ("node_nm", "clock_ghz", "read_ns", "adc_rate", "buffer_kib", "supply_v", "read_v", "cell_f2", "write_pj", "write_ns"):
             if not 0 < getattr(self, name) < float("inf"):
                 raise UsageError("System", got=f"{name}={getattr(self, name)}", wanted="a positive number")
         if self.tiles is not None and self.tiles < 1:

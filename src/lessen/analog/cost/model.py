@@ -1,0 +1,184 @@
+"""`cost`: energy, latency and area of a network on a chip, layer by layer, and of a digital accelerator beside it.
+
+    shapes = layers(model, lambda: model(image))
+    cost(shapes, chip).table()
+
+Layers on tiles cost what `tile` says, layers that stay digital and products of activations what `digital` says, on a unit that the chip
+then has. One inference passes through the layers one after the other; as a pipeline, the next one enters when the slowest layer is free (all
+digital layers share one unit).
+
+Tiles. Without `System.tiles` the chip has as many as the network needs. With more than that, copies of the slowest layers take the rest:
+a layer with R replicas serves R vectors at once, and a copy goes to the slowest layer as long as its tiles fit. With fewer, the network is
+cut into segments that fit, one after the other, and all weights are written again for every inference (or for every `batch` of them): a
+number that shows what such a chip is not made for. Only a layer that alone is larger than the chip is refused.
+
+Figures count two operations for a multiply-accumulate. Leakage, control, clock trees, input and output of the chip, and activation
+memories beyond those of the tiles are not in the model.
+"""
+
+import heapq
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import fields, replace
+
+from torch import Tensor
+
+from lessen.analog.chip import Chip
+from lessen.analog.cost.adc import AdcModel
+from lessen.analog.cost.components import Technology
+from lessen.analog.cost.count import LayerShape
+from lessen.analog.cost.digital import Digital
+from lessen.analog.cost.place import place
+from lessen.analog.cost.result import Area, Baseline, Cost, Energy, LayerCost
+from lessen.analog.cost.tile import interval_ns, loading_pj, tile_area, tile_energy, transport_energy, vector_ns
+from lessen.analog.mapping import Split
+from lessen.core.strict import strict
+from lessen.errors import LessenError, UsageError, nearest
+
+
+@strict()
+def cost(
+    shapes: Sequence[LayerShape],
+    chip: Chip,
+    *,
+    split: Split | None = None,
+    weights: Mapping[str, Tensor] | None = None,
+    digital: Digital | None = None,
+    adc: AdcModel | None = None,
+    batch: int = 1,
+) -> Cost:
+    """What one inference of a network costs.
+
+    Args:
+        shapes: from `layers` or `language_layers`.
+        chip: the same that decides accuracy.
+        split: which layers stay digital.
+        weights: of layers by name, as `loaded` gives them; the others are taken as normal.
+        digital: the accelerator beside which the chip is set, and the unit that computes what stays digital.
+        adc: prices converters in place of `System.adc_model`.
+        batch: inferences for which weights are written once, if they do not all stay on the chip.
+
+    Raises:
+        LessenError: a layer that is larger than the chip.
+        UsageError: ideal converters, which have no price; a split that names no layer.
+    """
+    if not shapes or batch < 1:
+        raise UsageError("cost", got=f"{len(shapes)} layers, batch={batch}", wanted="at least one of each")
+    split, digital, weights = split or Split(), digital or Digital(), weights or {}
+    _check_split(split, shapes)
+    on_tiles = [s.kind != "products" and not split.keeps(s.name) for s in shapes]
+    analog = [s for s, there in zip(shapes, on_tiles, strict=True) if there]
+    segments = _segments(analog, chip)
+    copies = _replicas(analog, chip, adc) if len(segments) == 1 else {}
+    rest_kib = _kib(s for s, there in zip(shapes, on_tiles, strict=True) if not there)
+    figures, all_kib, clock = Technology.of(chip.system), _kib(shapes), chip.system.clock_ghz
+    found = []
+    for shape, there in zip(shapes, on_tiles, strict=True):
+        baseline = sum(digital.energy_pj(shape, figures, all_kib))
+        if there:
+            made = _on_tiles(shape, chip, weights.get(shape.name), adc, copies.get(shape.name, 1))
+            loading = loading_pj(shape, chip) / batch if len(segments) > 1 else 0.0
+            found.append(replace(made, energy=replace(made.energy, loading=loading), baseline_pj=baseline))
+        else:
+            arithmetic, memory = replace(digital, weights="sram").energy_pj(shape, figures, rest_kib)
+            ns = replace(digital, weights="sram").latency_ns(shape, clock)
+            energy = Energy(digital=arithmetic, buffers=memory)
+            found.append(LayerCost(shape.name, shape.kind, "digital", shape.macs, 0, 1, 0.0, 0.0, energy, ns, ns, baseline))
+    tiles = chip.system.tiles or sum(layer.tiles for layer in found)
+    area = _area(chip, tiles, adc, digital if not all(on_tiles) else None, rest_kib)
+    latency, interval = _times(found, segments, chip, batch)
+    beside = Baseline(
+        energy_pj=sum(layer.baseline_pj for layer in found),
+        latency_ns=sum(digital.latency_ns(s, clock) for s in shapes),
+        area_um2=sum(digital.area_um2(figures, all_kib)),
+        weights=digital.weights,
+    )
+    return Cost(chip.name, tuple(found), area, tiles, len(segments), latency, interval, beside)
+
+
+def _check_split(split: Split, shapes: Sequence[LayerShape]) -> None:
+    for pattern in split.digital:
+        if not any(Split((pattern,)).keeps(s.name) for s in shapes):
+            raise UsageError("split", got=repr(pattern), wanted="a layer's name", remedy=nearest(pattern, [s.name for s in shapes]))
+
+
+def _on_tiles(shape: LayerShape, chip: Chip, weight: Tensor | None, adc: AdcModel | None, replicas: int) -> LayerCost:
+    where, cycles = place(shape, chip), chip.dac.cycles
+    energy = Energy.sum([tile_energy(shape, chip, weight, adc), transport_energy(shape, chip, adc)])
+    busy = _busy_ns(shape, chip, adc, replicas)
+    latency = busy - cycles * interval_ns(chip, adc) + vector_ns(where, chip, adc)
+    conversions = shape.vectors * cycles * where.conversions
+    return LayerCost(
+        shape.name, shape.kind, "tiles", shape.macs, where.tiles, replicas, where.utilisation, conversions, energy, latency, busy, 0.0
+    )
+
+
+def _busy_ns(shape: LayerShape, chip: Chip, adc: AdcModel | None, replicas: int) -> float:
+    """How long an inference keeps a layer's tiles: each replica takes its share of the vectors, at least one."""
+    return max(1, -(-shape.vectors // replicas)) * chip.dac.cycles * interval_ns(chip, adc)
+
+
+def _segments(analog: Sequence[LayerShape], chip: Chip) -> list[list[LayerShape]]:
+    """Consecutive layers that fit the chip together."""
+    room = chip.system.tiles
+    if room is None or not analog:
+        return [list(analog)]
+    parts: list[list[LayerShape]] = [[]]
+    left = room
+    for shape in analog:
+        needed = place(shape, chip).tiles
+        if needed > room:
+            raise LessenError(
+                f"layer {shape.name}",
+                got=f"{needed} tiles of {chip.array.rows} x {chip.array.columns}",
+                wanted=f"at most the {room} tiles of {chip.name}",
+                remedy=f"keep it digital (split), or give the chip more or larger tiles (system.tiles = {needed})",
+            )
+        if needed > left:
+            parts.append([])
+            left = room
+        parts[-1].append(shape)
+        left -= needed
+    return parts
+
+
+def _replicas(analog: Sequence[LayerShape], chip: Chip, adc: AdcModel | None) -> dict[str, int]:
+    """Copies of each layer: the slowest gets another as long as there are tiles for it."""
+    left = (chip.system.tiles or 0) - sum(place(s, chip).tiles for s in analog)
+    copies = {s.name: 1 for s in analog}
+    slowest = [(-_busy_ns(s, chip, adc, 1), i) for i, s in enumerate(analog)]
+    heapq.heapify(slowest)
+    while slowest:
+        _, index = heapq.heappop(slowest)
+        shape = analog[index]
+        needed = place(shape, chip).tiles
+        if needed > left or copies[shape.name] >= shape.vectors:
+            break  # nothing makes the chip faster any more
+        copies[shape.name] += 1
+        left -= needed
+        heapq.heappush(slowest, (-_busy_ns(shape, chip, adc, copies[shape.name]), index))
+    return copies
+
+
+def _times(found: Sequence[LayerCost], segments: Sequence[Sequence[LayerShape]], chip: Chip, batch: int) -> tuple[float, float]:
+    """Latency of an inference, and the time between two of them."""
+    latency = sum(layer.latency_ns for layer in found)
+    unit = sum(layer.busy_ns for layer in found if layer.where == "digital")
+    busy = {layer.name: layer.busy_ns for layer in found if layer.where == "tiles"}
+    if len(segments) == 1:
+        return latency, max([unit, *busy.values()])
+    writing = sum(max(min(s.inputs, chip.array.rows) for s in part) for part in segments) * chip.system.write_ns
+    return latency + writing, max(unit, sum(max(busy[s.name] for s in part) for part in segments)) + writing / batch
+
+
+def _area(chip: Chip, tiles: int, adc: AdcModel | None, digital: Digital | None, kib: float) -> Area:
+    one = tile_area(chip, adc)
+    area = Area(*(tiles * getattr(one, f.name) for f in fields(Area)))
+    if digital is None:
+        return area
+    arithmetic, memory = replace(digital, weights="sram").area_um2(Technology.of(chip.system), kib)
+    return replace(area, digital=area.digital + arithmetic, buffers=area.buffers + memory)
+
+
+def _kib(shapes: Iterable[LayerShape]) -> float:
+    """Weights of a byte each; at least a small memory."""
+    return max(1.0, sum(s.weights for s in shapes) / 1024)
