@@ -19,6 +19,7 @@ BENCHMARKS = {
     "prune_vlm": ("benchmarks.prune_vlm", "UKMP part by part on project-trained captioners, before and after recovery, over three seeds"),
     "prune_llm": ("benchmarks.prune_llm", "SmolLM2 with 10, 20, 30 % of its parameters gone, compensated and recovered, and its peers"),
     "prune_coverage": ("benchmarks.prune_coverage", "structured pruning of every architecture, against Torch-Pruning"),
+    "analog_speed": ("benchmarks.analog_speed", "simulated analog layers and networks against digital ones and other toolkits"),
     "start": ("benchmarks.start", "how long `lessen --help` takes"),
 }
 

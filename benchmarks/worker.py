@@ -154,8 +154,47 @@ def _job(arguments: Row) -> Any:
 
 
 PLACES = {"gguf": "gguf/model.gguf", "onnx": "onnx"}
+
+
+def analog_memory(arguments: Row) -> Row:
+    """Load SmolLM2, map it on tiles if asked to, program it at two times and score text: {smoke, map}. Peaks in MB of this process."""
+    import resource
+
+    import torch
+    import transformers  # noqa: F401
+
+    from benchmarks.analog_speed import BASE
+    from benchmarks.material import material
+    from lessen.analog.mapping import map
+    from lessen.models import load
+
+    def peak() -> float:
+        return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1)
+
+    torch.set_num_threads(1)
+    found, start = material(arguments["smoke"]), peak()
+    windows = found.windows("calibration", "near")
+    model = load(found.model("shipped")).eval()
+    float32 = sum(p.numel() for p in model.parameters()) * 4 / 2**20
+    answer: Row = {"imports_mb": start, "float32_mb": round(float32, 1)}
+    if arguments["map"]:
+        mapped = map(model, BASE, calibration=[windows["calibration"][:1, :128]], store=torch.float16)
+        losses = []
+        for seconds in (0.0, 86400.0):
+            mapped.program(seed=0, seconds=seconds)
+            with torch.no_grad():
+                losses.append(float(mapped.model(windows["near"][:1, :128], labels=windows["near"][:1, :128]).loss))
+        analog, whole = mapped.weights
+        answer |= {"losses": losses, "weights_on_tiles": round(analog / whole, 4)}
+    else:
+        with torch.no_grad():
+            answer |= {"losses": [float(model(windows["near"][:1, :128], labels=windows["near"][:1, :128]).loss)]}
+    return answer | {"peak_mb": peak()}
+
+
 TASKS: dict[str, Callable[[Row], Row]] = {
-    task.__name__: task for task in (make, imports, compress, quantize, score, score_directory, score_file, proof, export, llama_cpp)
+    task.__name__: task
+    for task in (make, imports, compress, quantize, score, score_directory, score_file, proof, export, llama_cpp, analog_memory)
 }
 
 

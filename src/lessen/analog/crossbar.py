@@ -7,7 +7,7 @@
       join     -> the signed conductance that a column of currents adds up, over the device's range: the weight again, and its errors
 
 Tiles in the other direction (more outputs than columns) differ in nothing but their scales, ranges and wires, so a row tile is one matrix
-with all its columns. All draws have addresses (`streams`), so nothing of a chip is stored: it is made again for every time that is asked for.
+with all its columns. All draws have addresses (`streams`), so nothing of a chip is stored: it is made again for every time asked for.
 """
 
 from dataclasses import dataclass
@@ -152,7 +152,7 @@ def _part(scaled: Tensor, chip: Chip, moment: Moment, number: int) -> Crossbar:
 
 
 def _aged(plane: Plane, chip: Chip, moment: Moment, address: tuple[int, int]) -> tuple[Tensor, Tensor | None]:
-    """Conductances of a plane at a moment, wires included, and the standard deviation of reading them; noise that is frozen is in the first."""
+    """Conductances of a plane at a moment, wires and frozen noise included, and the standard deviation of reading them."""
     device = chip.device
     target = device.g_min + plane.share * (device.g_max - device.g_min)
     if moment.seconds is None:

@@ -39,7 +39,7 @@ class Numbers:
     """A layer that is ready to run.
 
     Attributes:
-        matrix: `tile (power row) (slice column)`, ADC steps for one input code; of a folded layer `group input output`, outputs for one code.
+        matrix: `tile (power row) (slice column)`, ADC steps for one input code; folded `group input output`, outputs for one code.
         gain: outputs for one ADC step, `tile 1 (slice column)`; None if folded.
         variance: as matrix, of fresh noise.
         shared: `tile row (slice reference)`, of fresh noise that the columns of a tile share.
@@ -161,7 +161,7 @@ def columns(codes: Tensor, numbers: Numbers, chip: Chip, generator: torch.Genera
 
 
 def lost_share(load: Tensor) -> Tensor:
-    """Share of a column's current that its wire loses, from the column's load (`n` rows, their conductances and inputs, over the wire's)."""
+    """Share of a column's current that its wire loses, from the column's load: rows times conductances and inputs, over the wire's."""
     return load * (load * (0.05 * load - 0.2) + 0.5)
 
 

@@ -214,9 +214,8 @@ def _check_room(mapped: Mapped) -> None:
     sizes = {name: mapped.tiles(name).place.tiles for name in mapped.layers}
     largest = max(sizes, key=lambda name: sizes[name])
     if sizes[largest] > limit:
-        raise UsageError(
-            f"layer {largest}", got=f"{sizes[largest]} tiles", wanted=f"at most the {limit} of chip {mapped.chip.name}", remedy="keep it digital"
-        )
+        wanted = f"at most the {limit} of chip {mapped.chip.name}"
+        raise UsageError(f"layer {largest}", got=f"{sizes[largest]} tiles", wanted=wanted, remedy="keep it digital with split=")
 
 
 def _run(model: nn.Module, batch: Any) -> Any:

@@ -198,7 +198,8 @@ class _Kept:
             return
         lines = _complete(path)
         if not lines or lines[0].get("belongs") != head:
-            raise UsageError(str(path), got="rows of another chip or network", wanted="those of this run", remedy="another file, or remove it")
+            got, remedy = "rows of another chip or network", "another file, or remove it"
+            raise UsageError(str(path), got=got, wanted="those of this run", remedy=remedy)
         for line in lines[1:]:
             if "digital" in line:
                 self.digital = line["digital"]
