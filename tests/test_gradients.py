@@ -14,6 +14,7 @@ from torch.nn import functional as F
 import lessen
 from lessen.core.unit import Unit
 from lessen.errors import LessenError
+from lessen.methods import UKMP
 from lessen.models.module import InMemory
 from lessen.stats.accumulators import InputNorm, InputVariance
 from lessen.stats.angles import AngleEntropy
@@ -165,6 +166,28 @@ def test_the_entropy_of_angles_equals_a_loop_and_leaves_padding_out():
                     expected -= sum(n / len(x) * float(torch.tensor(n / len(x) + 1e-12, dtype=torch.float64).log()) for n in bins) / 2
                 # A cosine on the edge of a bin may fall to either side: one token of 31 moves the mean of two entropies by 0.06 at most.
                 assert abs(float(seen[unit.name][AngleEntropy][channel]) - expected) < 0.07
+
+
+def test_the_entropy_of_a_transposed_linear_layer_is_that_of_a_linear_one():
+    conv1d = pytest.importorskip("transformers.pytorch_utils").Conv1D
+    torch.manual_seed(0)
+    linear = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3))
+    other: Any = nn.Sequential(conv1d(8, 6), nn.ReLU(), conv1d(3, 8))
+    for place in (0, 2):
+        other[place].weight.data = linear[place].weight.data.T.clone()
+    inputs = torch.randn(5, 6)
+    found = []
+    for model in (linear, other):
+        (unit,) = lessen.trace(model, inputs).units
+        found.append(collect_inputs(model, [unit], (AngleEntropy,), [inputs], lambda m, x: m(x).sum())["0"][AngleEntropy])
+    assert bool((found[0] > 0).all()) and torch.equal(*found)
+
+
+def test_ukmp_says_which_units_have_no_entropy():
+    net = nn.Sequential(nn.Conv1d(4, 8, 1), nn.ReLU(), nn.Flatten(), nn.Linear(24, 6), nn.ReLU(), nn.Linear(6, 2))
+    batch = (torch.randn(5, 4, 3), torch.tensor([0, 1, 1, 0, 1]))
+    pruned = lessen.prune(net, batch[0], [batch], method=UKMP(), to="20%")
+    assert "UKMP: no entropy of angles for 1 of 2 units, as no linear layer makes them: 0 and the like." in pruned.notes
 
 
 def test_the_token_filter_keeps_what_is_uncertain_and_never_nothing():

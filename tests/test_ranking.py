@@ -177,6 +177,8 @@ def test_towers_and_places():
 
     assert tower(named("model.visual.blocks.0.mlp")) == "vision" and tower(named("audio_tower.0.fc")) == "audio"
     assert tower(named("backbone.0.fc"), ("backbone",)) == "backbone" and tower(named("backbones.0.fc"), ("backbone",)) == "language"
+    assert tower(named("qformer.encoder.layer.0.output.dense")) == tower(named("model.connector.mlp")) == "bridge"
+    assert tower(named("model.layers.0.self_attn.q_proj")) == tower(named("language_model.model.layers.0.mlp.up_proj")) == "language"
     assert alike_name("a.10.b2.0") == "a.*.b2.*"
     method = UKMP()
     assert method._partition(named("vision_model.layers.1.mlp")) != method._partition(named("model.layers.1.mlp"))

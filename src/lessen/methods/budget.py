@@ -94,6 +94,14 @@ class Budget:
         """How much each channel matters, "channel" or "objective channel"; higher is better."""
         raise LessenError(type(self).__name__, got="no score", wanted="a method with one")
 
+    def unable(self, view: View) -> str | None:
+        """Why the method cannot judge a unit, which is then left whole, as the end of a sentence; None if it can."""
+        return None
+
+    def remarks(self, views: Sequence[View], stats: Sequence[Stats]) -> list[str]:
+        """What of the method does not apply to some units, as sentences."""
+        return []
+
     def scores(self, views: Sequence[View], stats: Sequence[Stats]) -> list[Tensor]:
         """The score of every unit, for each parameter if asked so."""
         found: list[Tensor] = []
@@ -244,17 +252,25 @@ def alike_name(name: str) -> str:
     return re.sub(r"(?<![^.])\d+(?![^.])", "*", name)
 
 
+_BRIDGE = r"(?:^|\.)(?:q_?former|(?:multi_?modal_|mm_)?projector|connector|perceiver\w*|resampler)(?:\.|$)"
+"""What stands between towers: it reads one modality and writes for the other, on a scale of its own."""
+
+
 def tower(unit: Unit, prefixes: Sequence[str] = ()) -> str:
     """The tower of a model that a unit belongs to.
 
     >>> tower(Unit("model.vision_tower.layers.0.mlp", "ffn", 4, ())), tower(Unit("model.layers.0.mlp", "ffn", 4, ()))
     ('vision', 'language')
+    >>> tower(Unit("qformer.encoder.layer.0", "ffn", 4, ())), tower(Unit("model.multi_modal_projector", "ffn", 4, ()))
+    ('bridge', 'bridge')
     """
     name = unit.slices[0].name if unit.slices else unit.name
     if prefixes:
         own = [prefix for prefix in prefixes if name == prefix or name.startswith(f"{prefix.rstrip('.')}.")]
         return max(own, key=len, default="language")
     path = name.lower()
+    if re.search(_BRIDGE, path):
+        return "bridge"
     if re.search(r"vision|visual|image|pixel|(?:^|\.)vit(?:\.|$)", path):
         return "vision"
     return "audio" if re.search(r"audio|speech", path) else "language"

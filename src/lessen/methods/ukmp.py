@@ -20,6 +20,7 @@ way are done or if the ratio is 0.2 or less. The budget is counted in true param
 Changed: padding is left out of the entropies; equal scores leave in order instead of together.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
@@ -70,7 +71,21 @@ class UKMP(Objectives):
     def score(self, view: View, stats: Stats) -> Tensor:
         """Taylor times entropy, "objective channel"; units that no linear layer makes keep their Taylor score."""
         score = super().score(view, stats)
-        if self.entropy == "off" or (self.entropy == "language" and tower(view.unit, self.towers) != "language"):
-            return score
-        entropy = stats[AngleEntropy]
-        return score * entropy if bool((entropy != 0).any()) else score
+        return score * stats[AngleEntropy] if self._told(view) and _seen(stats) else score
+
+    def remarks(self, views: Sequence[View], stats: Sequence[Stats]) -> list[str]:
+        """Units that the entropy should be of, but that no linear layer makes."""
+        told = [view.unit.name for view in views if self._told(view)]
+        without = [view.unit.name for view, own in zip(views, stats, strict=True) if self._told(view) and not _seen(own)]
+        if not without:
+            return []
+        count = f"{len(without)} of {len(told)} units"
+        return [f"UKMP: no entropy of angles for {count}, as no linear layer makes them: {without[0]} and the like."]
+
+    def _told(self, view: View) -> bool:
+        """Whether the score of a unit is multiplied by the entropy."""
+        return self.entropy == "all" or (self.entropy == "language" and tower(view.unit, self.towers) == "language")
+
+
+def _seen(stats: Stats) -> bool:
+    return bool((stats[AngleEntropy] != 0).any())

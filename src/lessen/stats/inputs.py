@@ -6,7 +6,7 @@ statistics are taken where the unit is made, since they compare an input with th
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -17,7 +17,7 @@ from lessen.core.unit import Unit, View
 from lessen.errors import LessenError
 from lessen.stats.accumulators import Accumulator, BlockSimilarity
 from lessen.stats.angles import AngleEntropy
-from lessen.stats.readers import Reader, makers, readers
+from lessen.stats.readers import Reader, is_conv1d, makers, readers
 
 Forward = Callable[[nn.Module, Any], Any]
 
@@ -106,10 +106,10 @@ class _Listening:
                 self.handles.append(reader.module.register_forward_pre_hook(hook))
 
     def _made(self, model: nn.Module, unit: Unit) -> None:
-        self.makers[unit.name] = [maker for maker in makers(model, unit) if isinstance(maker.module, nn.Linear)]
+        self.makers[unit.name] = [m for m in makers(model, unit) if isinstance(m.module, nn.Linear) or is_conv1d(m.module)]
         for maker in self.makers[unit.name]:
             if maker.path not in self.angles:
-                self.angles[maker.path] = AngleEntropy(maker.module.get_parameter("weight").detach())
+                self.angles[maker.path] = AngleEntropy(maker.matrix(maker.module.get_parameter("weight").detach()))
                 hook = partial(self._angle, self.angles[maker.path])
                 self.handles.append(maker.module.register_forward_pre_hook(hook))
 
@@ -156,7 +156,7 @@ class _Listening:
         total, rows = torch.zeros(unit.size, dtype=torch.float64), 0
         for maker in self.makers[unit.name]:
             if self.angles[maker.path].count:
-                alone = View(Unit(unit.name, unit.kind, unit.size, (maker.part,)), {})
+                alone = View(Unit(unit.name, unit.kind, unit.size, (replace(maker.part, axis=0),)), {})
                 total += alone.sum_per_channel({maker.part.name: self.angles[maker.path].value()[:, None]}).double()
                 rows += maker.part.span * maker.part.repeat
         return total / max(rows, 1)

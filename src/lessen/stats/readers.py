@@ -45,7 +45,7 @@ class Reader:
             return split.permute(1, 3, 0, 2).reshape(-1, groups * weight.shape[1])
         if isinstance(self.module, _TRANSPOSED):
             return weight.reshape(weight.shape[0], -1).T
-        return weight.T if _is_conv1d(self.module) else weight
+        return weight.T if is_conv1d(self.module) else weight
 
     @property
     def outputs(self) -> int:
@@ -53,7 +53,7 @@ class Reader:
         weight: Any = self.module.weight
         if isinstance(self.module, _TRANSPOSED):
             return weight.shape[1] * self.module.groups
-        return weight.shape[1] if _is_conv1d(self.module) else weight.shape[0]
+        return weight.shape[1] if is_conv1d(self.module) else weight.shape[0]
 
     def tokens(self, x: Tensor) -> Tensor:
         """The layer's input as "token in"."""
@@ -79,7 +79,7 @@ def input_axis(module: nn.Module) -> int | None:
         return 1
     if isinstance(module, _CONV):
         return 1 if module.groups == 1 else None
-    if isinstance(module, _TRANSPOSED) or _is_conv1d(module):
+    if isinstance(module, _TRANSPOSED) or is_conv1d(module):
         return 0
     return None
 
@@ -88,7 +88,7 @@ def output_axis(module: nn.Module) -> int | None:
     """The axis of a layer's weight along which its output features lie; None if it is not linear."""
     if isinstance(module, nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d):
         return 0
-    return 1 if isinstance(module, _TRANSPOSED) or _is_conv1d(module) else None
+    return 1 if isinstance(module, _TRANSPOSED) or is_conv1d(module) else None
 
 
 def readers(model: nn.Module, unit: Unit) -> list[Reader]:
@@ -111,6 +111,6 @@ def _found(model: nn.Module, unit: Unit, axis_of: Any) -> list[Reader]:
     return found
 
 
-def _is_conv1d(module: nn.Module) -> bool:
+def is_conv1d(module: nn.Module) -> bool:
     """Transformers' `Conv1D`, a linear layer with a transposed weight, without importing transformers."""
     return type(module).__name__ == "Conv1D" and hasattr(module, "nf")
