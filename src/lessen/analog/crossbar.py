@@ -10,7 +10,8 @@ Tiles in the other direction (more outputs than columns) differ in nothing but t
 with all its columns. All draws have addresses (`streams`), so nothing of a chip is stored: it is made again for every time asked for.
 """
 
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -18,9 +19,10 @@ from torch import Tensor
 from lessen.analog.chip import Chip
 from lessen.analog.devices.device import Device
 from lessen.analog.encoding import Plane
+from lessen.analog.resistance import effective
 from lessen.analog.streams import normal, stream
 
-_AT_ONCE = 2**22  # weights that are made into conductances at one time: a few copies of them in float32 fit beside any model
+_AT_ONCE = 2**21  # weights that are made into conductances at one time; about ten copies of them exist meanwhile
 
 
 @dataclass(frozen=True)
@@ -116,16 +118,34 @@ class Moment:
     seconds: float | None
 
 
-def realise(scaled: Tensor, chip: Chip, moment: Moment) -> Crossbar:
-    """Program weights in [-1, 1] (`tile row column`) and look at them later."""
-    width = -(-max(_AT_ONCE // max(scaled.shape[0] * scaled.shape[1], 1), 1) // chip.columns) * chip.columns
-    if chip.encoding.references:
-        width = chip.columns  # every physical tile has reference columns of its own
-    parts = [_part(piece, chip, moment, i) for i, piece in enumerate(scaled.split(width, -1))]
-    return parts[0] if len(parts) == 1 else _joined(parts)
+def pieces(weight: Tensor, place: Layout) -> Iterator[tuple[int, slice, Tensor]]:
+    """A weight in pieces of whole physical tiles, so that the copies that are made of one fit beside any model.
+
+    Yields:
+        The number of the piece, its columns, and its weights as `tile row column`.
+    """
+    if place.groups > 1:
+        yield 0, slice(0, place.outputs), cut(weight, place)
+        return
+    width = max(_AT_ONCE // place.inputs // place.columns, 1) * place.columns
+    for number, start in enumerate(range(0, place.outputs, width)):
+        part = weight[start : start + width]
+        yield number, slice(start, start + part.shape[0]), cut(part, replace(place, outputs=part.shape[0]))
 
 
-def _joined(parts: list[Crossbar]) -> Crossbar:
+def realise(scaled: Tensor, chip: Chip, moment: Moment, number: int = 0) -> Crossbar:
+    """Program weights in [-1, 1] (`tile row column`, the piece `number` of a layer) and look at them later."""
+    if not chip.encoding.references:
+        return _part(scaled, chip, moment, (number, 0))
+    parts = scaled.split(chip.columns, -1)  # every physical tile has reference columns of its own
+    return joined([_part(piece, chip, moment, (number, i)) for i, piece in enumerate(parts)])
+
+
+def joined(parts: list[Crossbar]) -> Crossbar:
+    """Crossbars side by side."""
+    if len(parts) == 1:
+        return parts[0]
+
     def side_by_side(tensors: list[Tensor | None]) -> Tensor | None:
         found = [t for t in tensors if t is not None]
         return torch.cat(found, -1) if found else None
@@ -136,14 +156,14 @@ def _joined(parts: list[Crossbar]) -> Crossbar:
     return Crossbar(signed, side_by_side([p.variance for p in parts]), side_by_side([p.shared for p in parts]), both)
 
 
-def _part(scaled: Tensor, chip: Chip, moment: Moment, number: int) -> Crossbar:
+def _part(scaled: Tensor, chip: Chip, moment: Moment, number: tuple[int, int]) -> Crossbar:
     """A crossbar of some columns."""
     device, slices = chip.device, len(chip.encoding.shifts)
     span = device.g_max - device.g_min
     fresh = chip.reads == "fresh" and moment.seconds is not None
     made = Crossbar(scaled.new_zeros((scaled.shape[0], slices, *scaled.shape[1:])))
     for index, plane in enumerate(chip.encoding.planes(scaled)):
-        g, sigma = _aged(plane, chip, moment, (number, index))
+        g, sigma = _aged(plane, chip, moment, (*number, index))
         made.signed[:, plane.slice] += plane.sign / span * g  # a reference column counts for all columns
         _bend(made, plane, device, g, chip.system.read_v)
         if fresh and sigma is not None:
@@ -151,7 +171,7 @@ def _part(scaled: Tensor, chip: Chip, moment: Moment, number: int) -> Crossbar:
     return made
 
 
-def _aged(plane: Plane, chip: Chip, moment: Moment, address: tuple[int, int]) -> tuple[Tensor, Tensor | None]:
+def _aged(plane: Plane, chip: Chip, moment: Moment, address: tuple[int, int, int]) -> tuple[Tensor, Tensor | None]:
     """Conductances of a plane at a moment, wires and frozen noise included, and the standard deviation of reading them."""
     device = chip.device
     target = device.g_min + plane.share * (device.g_max - device.g_min)
@@ -165,8 +185,6 @@ def _aged(plane: Plane, chip: Chip, moment: Moment, address: tuple[int, int]) ->
     if chip.reads == "frozen" and sigma is not None:
         g = (g + sigma * normal(g, stream(moment.chip, "read", moment.seconds, *draw))).clamp_(min=0)
     if chip.wires.ohm and chip.wires.model == "solved":
-        from lessen.analog.resistance import effective
-
         g = torch.cat([effective(piece, chip.wires.ohm, chip.wires.ohm) for piece in g.split(chip.columns, -1)], -1)
     return g, sigma
 

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from lessen.analog.chip import Chip
 from lessen.analog.crossbar import Crossbar, Layout
+from lessen.analog.resistance import far, lost_share
 
 
 @dataclass
@@ -136,6 +137,29 @@ def prepare(crossbar: Crossbar, scale: Tensor, chip: Chip, ranges: Ranges) -> Nu
     return Numbers(torch.cat(parts, 1) * steps, gain / steps, variance, shared, steps, load, len(parts))
 
 
+def beside(parts: list[Numbers], slices: int) -> Numbers:
+    """Numbers of columns that lie beside each other, as one."""
+    if len(parts) == 1:
+        return parts[0]
+    first = parts[0]
+
+    def side_by_side(tensors: list[Tensor | None], split: int = slices) -> Tensor | None:
+        found = [t.unflatten(-1, (split, -1)) for t in tensors if t is not None]
+        return torch.cat(found, -1).flatten(-2) if found else None
+
+    matrix = side_by_side([p.matrix for p in parts], 1 if first.gain is None else slices)
+    assert matrix is not None
+    return Numbers(
+        matrix,
+        side_by_side([p.gain for p in parts]),
+        side_by_side([p.variance for p in parts], 1 if first.gain is None else slices),
+        side_by_side([p.shared for p in parts]),
+        side_by_side([p.steps for p in parts]),
+        side_by_side([p.load for p in parts]),
+        first.powers,
+    )
+
+
 def columns(codes: Tensor, numbers: Numbers, chip: Chip, generator: torch.Generator | None) -> Tensor:
     """Column sums in ADC steps, noise and wires included: `tile vector row` to `tile vector (slice column)`."""
     driven = codes
@@ -158,16 +182,6 @@ def columns(codes: Tensor, numbers: Numbers, chip: Chip, generator: torch.Genera
     if chip.adc.noise:
         sums += chip.adc.noise * torch.randn(sums.shape, generator=generator, dtype=sums.dtype)
     return sums
-
-
-def lost_share(load: Tensor) -> Tensor:
-    """Share of a column's current that its wire loses, from the column's load: rows times conductances and inputs, over the wire's."""
-    return load * (load * (0.05 * load - 0.2) + 0.5)
-
-
-def far(rows: int) -> Tensor:
-    """How much of the wire the current of each row passes, squared distances from the far end: the first row of a column passes none."""
-    return 1 - (1 - torch.arange(rows) / rows) ** 2
 
 
 def _product(a: Tensor, b: Tensor) -> Tensor:

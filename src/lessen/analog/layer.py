@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from lessen.analog import execute
 from lessen.analog.chip import Chip
-from lessen.analog.crossbar import Crossbar, Layout, Moment, cut, layout, over_tiles, realise, scales
+from lessen.analog.crossbar import Crossbar, Layout, Moment, joined, layout, over_tiles, pieces, realise, scales
 from lessen.analog.execute import Numbers, Ranges
 from lessen.errors import LessenError
 
@@ -48,24 +48,30 @@ class Tiles:
     numbers: Numbers | None = None
     mode: Literal["run", "digital", "inputs", "sums"] = "run"
     generator: torch.Generator | None = None
-    before: tuple[int, Tensor] | None = None
+    before: dict[int, tuple[int, Tensor]] = field(default_factory=dict)
     listener: Callable[[Tensor, Tensor], None] | None = None
 
     def programmed(self, weight: Tensor, moment: Moment) -> tuple[Crossbar, Tensor]:
         """What the chip makes of a weight, and the digital scale of its columns, drift compensated."""
-        tiles = cut(weight.detach(), self.place)
-        scale = scales(tiles, self.chip)
-        crossbar = realise(tiles / scale, self.chip, moment)
-        return crossbar, scale * self._compensation(tiles / scale, crossbar, moment)
+        found = [self._piece(number, tiles, moment) for number, _, tiles in pieces(weight.detach(), self.place)]
+        return joined([crossbar for crossbar, _ in found]), torch.cat([scale for _, scale in found], -1)
 
-    def _compensation(self, scaled: Tensor, crossbar: Crossbar, moment: Moment) -> Tensor | float:
+    def _piece(self, number: int, tiles: Tensor, moment: Moment) -> tuple[Crossbar, Tensor]:
+        """Some columns of it."""
+        scale = scales(tiles, self.chip)
+        scaled = tiles / scale
+        crossbar = realise(scaled, self.chip, moment, number)
+        return crossbar, scale * self._compensation(number, scaled, crossbar, moment)
+
+    def _compensation(self, number: int, scaled: Tensor, crossbar: Crossbar, moment: Moment) -> Tensor | float:
         """By how much known inputs read less than they did just after programming."""
         if self.chip.compensation == "none" or moment.seconds is None:
             return 1.0
-        if self.before is None or self.before[0] != moment.chip:
-            first = realise(scaled, self.chip, replace(moment, seconds=self.chip.device.first))
-            self.before = (moment.chip, self._reading(first))
-        return self.before[1] / self._reading(crossbar).clamp(min=1e-4 * self.before[1])
+        known = self.before.get(number)
+        if known is None or known[0] != moment.chip:
+            first = realise(scaled, self.chip, replace(moment, seconds=self.chip.device.first), number)
+            known = self.before[number] = (moment.chip, self._reading(first))
+        return known[1] / self._reading(crossbar).clamp(min=1e-4 * known[1])
 
     def _reading(self, crossbar: Crossbar) -> Tensor:
         """Mean magnitude of columns, `tile 1 column`: each row driven alone, as a chip can."""
@@ -77,14 +83,24 @@ class Tiles:
 
     def program(self, weight: Tensor, moment: Moment, store: torch.dtype | None) -> None:
         """Make the layer ready for a moment of a chip's life."""
-        chip = self.chip
         self._check_ranges()
-        crossbar, scale = self.programmed(weight, moment)
-        folded = execute.folds(crossbar, chip)
-        numbers = execute.fold(crossbar, scale, chip, self.place) if folded else execute.prepare(crossbar, scale, chip, self.ranges)
-        if store is not None:
-            numbers.matrix = numbers.matrix.to(store)
-        self.numbers = numbers
+        made = []
+        for number, columns, tiles in pieces(weight.detach(), self.place):
+            crossbar, scale = self._piece(number, tiles, moment)
+            numbers = self._ready(crossbar, scale, columns)
+            numbers.matrix = numbers.matrix if store is None else numbers.matrix.to(store)
+            made.append(numbers)
+        self.numbers = execute.beside(made, len(self.chip.encoding.shifts))
+
+    def _ready(self, crossbar: Crossbar, scale: Tensor, columns: slice) -> Numbers:
+        """The numbers of some columns."""
+        chip = self.chip
+        if execute.folds(crossbar, chip):
+            return execute.fold(crossbar, scale, chip, replace(self.place, outputs=scale.shape[-1]))
+        sums = self.ranges.sums
+        if sums is not None:
+            sums = sums.unflatten(-1, (len(chip.encoding.shifts), -1))[..., columns].flatten(-2)
+        return execute.prepare(crossbar, scale, chip, Ranges(self.ranges.input, sums))
 
     def _check_ranges(self) -> None:
         chip = self.chip
@@ -113,22 +129,27 @@ class Tiles:
             self.ranges.input = largest if self.ranges.input is None else torch.maximum(largest, self.ranges.input)
             return
         x = x.detach()[:: -(-x.shape[0] // _VECTORS)]
-        tiles = cut(weight.detach(), self.place)
-        crossbar = realise(tiles / scales(tiles, chip), chip, Moment(0, self.name, None))
-        quiet = replace(chip, adc=replace(chip.adc, bits=None, noise=0.0), wires=replace(chip.wires, ohm=0.0), reads="quiet")
-        numbers = execute.prepare(crossbar, scales(tiles, chip), quiet, Ranges())
-        codes, _ = execute.drive(x, chip, self.ranges.input)
-        parts, _ = execute.digits(codes, chip)
-        sums = execute.columns(execute.tiled(parts.flatten(0, 1), self.place), numbers, quiet, None).abs()
-        largest = torch.quantile(sums.float(), chip.adc.quantile, dim=1, keepdim=True).to(x.dtype)
+        found = [self._asked(x, tiles) for _, _, tiles in pieces(weight.detach(), self.place)]
+        largest = torch.cat(found, -1)
         # a column that stayed silent gets the range of the others of its tile
-        widest = largest.amax(-1, keepdim=True)
+        widest = largest.flatten(-2).amax(-1)[..., None, None]
         widest = torch.where(widest == 0, torch.ones_like(widest), widest).expand_as(largest)
         wide = torch.where(largest > 1e-3 * widest, largest, widest)
-        if chip.adc.per == "tile":
-            slices = len(chip.encoding.shifts)
-            wide = over_tiles(wide.unflatten(-1, (slices, -1)), chip.columns).flatten(-2)
+        wide = (over_tiles(wide, chip.columns) if chip.adc.per == "tile" else wide).flatten(-2)
         self.ranges.sums = wide if self.ranges.sums is None else torch.maximum(wide, self.ranges.sums)
+
+    def _asked(self, x: Tensor, tiles: Tensor) -> Tensor:
+        """A quantile of the column sums of ideal tiles, `tile 1 slice column`."""
+        chip = self.chip
+        scale = scales(tiles, chip)
+        crossbar = realise(tiles / scale, chip, Moment(0, self.name, None))
+        quiet = replace(chip, adc=replace(chip.adc, bits=None, noise=0.0), wires=replace(chip.wires, ohm=0.0), reads="quiet")
+        numbers = execute.prepare(crossbar, scale, quiet, Ranges())
+        codes, _ = execute.drive(x, chip, self.ranges.input)
+        parts, _ = execute.digits(codes, chip)
+        sums = execute.columns(execute.tiled(parts.flatten(0, 1), self.place), numbers, quiet, None).abs_()
+        largest = torch.quantile(sums.float(), chip.adc.quantile, dim=1, keepdim=True).to(x.dtype)
+        return largest.unflatten(-1, (len(chip.encoding.shifts), -1))
 
     def state_ranges(self, weight: Tensor) -> None:
         """Ranges that need no data: a stated range of the ADC."""
