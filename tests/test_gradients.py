@@ -174,7 +174,7 @@ def test_the_entropy_of_a_transposed_linear_layer_is_that_of_a_linear_one():
     linear = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3))
     other: Any = nn.Sequential(conv1d(8, 6), nn.ReLU(), conv1d(3, 8))
     for place in (0, 2):
-        other[place].weight.data = linear[place].weight.data.T.clone()
+        other[place].weight.data = linear.get_submodule(str(place)).get_parameter("weight").data.T.clone()
     inputs = torch.randn(5, 6)
     found = []
     for model in (linear, other):

@@ -115,6 +115,13 @@ class Size(int):
         return self if self >= 0 else -self
 
 
+def _formula(word: str, left: Formula, right: Formula) -> Formula:
+    """A formula of two others; one times something is that."""
+    if word == "*" and (type(left) is int or type(right) is int) and 1 in (left, right):
+        return right if type(left) is int and left == 1 else left
+    return (word, left, right)
+
+
 def _arithmetic(name: str, word: str) -> None:
     apply = _OPERATIONS[word]
     plain, plain_right = getattr(int, f"__{name}__"), getattr(int, f"__r{name}__")
@@ -122,12 +129,12 @@ def _arithmetic(name: str, word: str) -> None:
     def forward(self: Size, other: Any) -> Any:
         if not isinstance(other, int):
             return plain(self, other) if not isinstance(other, float) else getattr(float(self), f"__{name}__")(other)
-        return Size(apply(int(self), int(other)), (word, self.formula, formula_of(other)), self.book)
+        return Size(apply(int(self), int(other)), _formula(word, self.formula, formula_of(other)), self.book)
 
     def backward(self: Size, other: Any) -> Any:
         if not isinstance(other, int):
             return plain_right(self, other) if not isinstance(other, float) else getattr(float(self), f"__r{name}__")(other)
-        return Size(apply(int(other), int(self)), (word, formula_of(other), self.formula), self.book)
+        return Size(apply(int(other), int(self)), _formula(word, formula_of(other), self.formula), self.book)
 
     setattr(Size, f"__{name}__", forward)
     setattr(Size, f"__r{name}__", backward)

@@ -1,6 +1,7 @@
 """The state of a model and of PyTorch while a model is looked at, and that both are afterwards what they were."""
 
 import copy
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -14,9 +15,9 @@ from lessen.structure.sizes import is_configuration
 
 @contextmanager
 def plain_kernels() -> Iterator[None]:
-    """Composite operations taken apart, so that rules see products and sums."""
+    """Composite operations taken apart, so that rules see products and sums; and no numbers from earlier calls."""
     fast, onednn = torch.backends.mha.get_fastpath_enabled(), torch._C._get_mkldnn_enabled()
-    with sdpa_kernel(SDPBackend.MATH), torch.random.fork_rng(devices=[]):
+    with sdpa_kernel(SDPBackend.MATH), torch.random.fork_rng(devices=[]), _einops_computes():
         try:
             torch.backends.mha.set_fastpath_enabled(False)
             # The public switch sets other flags along, with a warning on machines that do not have them.
@@ -25,6 +26,22 @@ def plain_kernels() -> Iterator[None]:
         finally:
             torch.backends.mha.set_fastpath_enabled(fast)
             torch._C._set_mkldnn_enabled(onednn)
+
+
+@contextmanager
+def _einops_computes() -> Iterator[None]:
+    """Let einops work out shapes anew in every call: numbers that it has kept come from other tensors of the same sizes."""
+    einops: Any = sys.modules.get("einops.einops")
+    kept = getattr(einops, "_reconstruct_from_shape", None)
+    computed = getattr(kept, "__wrapped__", None)
+    if computed is None:
+        yield
+        return
+    try:
+        einops._reconstruct_from_shape = computed
+        yield
+    finally:
+        einops._reconstruct_from_shape = kept
 
 
 @contextmanager
