@@ -60,7 +60,7 @@ def tiny(kind: str) -> Any:
     import transformers
 
     name, given = KINDS[kind]
-    sizes: dict[str, Any] = given() if callable(given) else given
+    sizes: Any = given() if callable(given) else given
     cls = getattr(transformers, name)
     with torch.random.fork_rng():
         torch.manual_seed(0)

@@ -20,7 +20,7 @@ LAYERS = [
     ["methods"],
     ["recipe"],
     ["engine", "evaluate", "export", "recover", "report"],
-    ["calibration", "rounds", "analog"],
+    ["calibration", "choice", "rounds", "worth", "analog"],
     ["job", "prune", "restore"],
     ["foresee"],
     ["compress"],

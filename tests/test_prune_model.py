@@ -2,7 +2,6 @@
 
 import copy
 import re
-import sys
 from dataclasses import replace
 from typing import Any
 
@@ -207,14 +206,14 @@ def ukmp_by_hand(model: Any, batches: list[Any], channel: int, threshold: float)
 
 
 def test_ukmp_scores_are_those_of_the_paper():
-    from lessen.prune import _view
+    from lessen.choice import view_of
     from lessen.stats.whole import survey
 
     model, batches = towers()
     method = UKMP(threshold=0.3)
     units = [unit for unit in lessen.trace(model, batches[0][0]).units if unit.size == 16]
     stats, _ = survey(model, units, method.needs, batches, method.collecting())
-    views = [_view(unit, dict(model.named_parameters())) for unit in units]
+    views = [view_of(unit, dict(model.named_parameters())) for unit in units]
     vision, text = method.scores(views, stats)
     for channel in (0, 7, 15):
         assert float(text[0, channel]) == pytest.approx(ukmp_by_hand(model, batches, channel, 0.3), rel=1e-4)  # float32 gradients
@@ -537,7 +536,7 @@ def test_a_table_of_positions_is_nothing_to_weigh(method: Any):
 
 def test_what_was_not_proved_or_not_reached_is_said(monkeypatch):
     model = nn.Sequential(nn.Linear(4, 16), nn.ReLU(), nn.Linear(16, 2))
-    monkeypatch.setattr(sys.modules["lessen.prune"], "PROVED", 10)
+    monkeypatch.setattr("lessen.structure.wide.available_bytes", lambda: 1000)
     notes = lessen.prune(model, torch.zeros(2, 4), method=Magnitude(multiple=8), to="10%").notes
     assert any(note.startswith("Not compared with its mask") for note in notes)
     assert any(re.match(r"Asked for 10\d parameters, came to 1\d\d: units lose whole channels", note) for note in notes)

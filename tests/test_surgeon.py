@@ -36,11 +36,11 @@ def energy(model: nn.Module, x: Tensor) -> Tensor:
 
 
 def situation(model: nn.Module, batches: list[Tensor]) -> tuple[Unit, Any, Any]:
-    from lessen.prune import _view
+    from lessen.choice import view_of
 
     unit = lessen.trace(model, batches[0]).units[0]
     stats, _ = survey(model, [unit], Surgeon().needs, batches, Collecting(energy))
-    return unit, _view(unit, dict(model.named_parameters())), stats[0]
+    return unit, view_of(unit, dict(model.named_parameters())), stats[0]
 
 
 def test_both_factors_are_second_moments():

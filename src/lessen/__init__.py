@@ -16,13 +16,13 @@ if TYPE_CHECKING:
     from lessen.job import plan
     from lessen.methods import METHODS
     from lessen.models import load, open_checkpoint
-    from lessen.prune import prune
+    from lessen.prune import prune, save
     from lessen.recover.loop import recover
     from lessen.structure.trace import trace
 
 __version__ = "0.1.0"
 
-__all__ = ["METHODS", "apply", "compress", "evaluate", "export", "load", "open_checkpoint", "plan", "prune", "recover", "trace"]
+__all__ = ["METHODS", "apply", "compress", "evaluate", "export", "load", "open_checkpoint", "plan", "prune", "recover", "save", "trace"]
 
 _HOMES = {
     "METHODS": "lessen.methods",
@@ -35,6 +35,7 @@ _HOMES = {
     "plan": "lessen.job",
     "prune": "lessen.prune",
     "recover": "lessen.recover.loop",
+    "save": "lessen.prune",
     "trace": "lessen.structure.trace",
 }
 

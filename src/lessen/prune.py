@@ -8,18 +8,19 @@
 
 import copy
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from statistics import median
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from lessen.choice import Choice, choose, method_of, view_of
 from lessen.core.apply import apply
 from lessen.core.edit import Drop, Edit, Keep, Resize
 from lessen.core.event import Event, Listener
-from lessen.core.modules import evaluating
+from lessen.core.modules import EXPERTS, evaluating, plain_experts
 from lessen.core.record import Record
 from lessen.core.stock import stock_config
 from lessen.core.strict import strict
@@ -27,29 +28,23 @@ from lessen.core.unit import Unit, View
 from lessen.engine.survey import record
 from lessen.errors import LessenError, UsageError, one_line
 from lessen.methods.budget import Budget
-from lessen.methods.ukmp import UKMP
+from lessen.models import pruned as directories
 from lessen.rounds import in_rounds
 from lessen.stats.gradients import Collecting
 from lessen.stats.objectives import Objective
 from lessen.stats.whole import survey
 from lessen.structure.check import check
-from lessen.structure.example import arguments
-from lessen.structure.resize import expressible, resizes
-from lessen.structure.trace import Structure, trace
+from lessen.structure.resize import resizes
+from lessen.structure.trace import Structure
 from lessen.structure.uniform import said
-from lessen.targets.cost import Cost, Goal, bytes_of, parameters
-from lessen.targets.latency import Latency, Table, measured, preferred_multiple
+from lessen.structure.wide import fits
+from lessen.targets.cost import Goal
+from lessen.targets.latency import measured
 from lessen.targets.profile import macs
-from lessen.targets.wish import Counted, Wish
+from lessen.worth import NOTHING, caller, missed, settled, sizes, timed
 
-WIDTHS = ("ffn", "channels", "kv_group", "heads")
-"""Kinds of unit that are pruned unless others are asked for: nothing that a norm couples, no head dimensions, whole groups before heads."""
-
-_OF: dict[str, Counted] = {"parameters": "parameters", "bytes": "bytes", "macs": "macs", "latency": "milliseconds"}
-_NAMES = {counted: name for name, counted in _OF.items()}
 LATENCY_ATTEMPTS = 3
 _SHOWN = 12
-PROVED = 20_000_000
 
 
 @dataclass(frozen=True, repr=False)
@@ -95,6 +90,8 @@ def prune(
     to: str | None = None,
     losses: Objective | None = None,
     units: Structure | Sequence[Unit] | None = None,
+    kinds: Sequence[str] | None = None,
+    freeze: Sequence[str] = (),
     uniform: bool = False,
     rounds: int = 1,
     prove: bool | None = None,
@@ -106,12 +103,15 @@ def prune(
         model: any module; it is not changed.
         example_inputs: what it is called with: a tensor, a tuple of arguments, or a dict of keyword arguments.
         batches: data for methods that look at any; see `lessen.stats.objectives.default_objective` for what a batch may be.
-        method: how to decide (`UKMP()`).
+        method: how to decide (`UKMP()`): a method, or its name and options as text ("Magnitude(power=1)").
         to: the budget: "20%" goes, "0.8x" stays, "30MB", "12ms", "1.2GMACs", "30% macs"; None: the method's own ratio.
         losses: from model and batch to a loss, or to named losses of several tasks; None: what the batch speaks of.
         units: what may be cut: a structure (of which widths inside blocks are taken) or a list of units (all of them); None: traced.
+        kinds: kinds of unit instead of widths inside blocks: "channels", "kv_group", "heads", "head_dim", "width", "experts", "layer",
+            "vocab"; of two that cut the same tensors the first one's are taken.
+        freeze: names of modules or parameters that stay whole, or patterns of them ("*.attention").
         rounds: spend the budget in so many parts, and collect anew before each; see `lessen.rounds` for what that is worth.
-        prove: compare the smaller model with the masked one in float64, and time both; None: the proof up to 20 M parameters.
+        prove: compare the smaller model with the masked one in float64, and time both; None: the proof where memory allows.
         uniform: narrow equal places of all blocks by the same amount, so that stock loaders take the result.
         on_event: hears of progress.
 
@@ -126,51 +126,110 @@ def prune(
     >>> prune(mlp, torch.zeros(1, 4), method=Magnitude(), to="50%").model[0].out_features
     4
     """
-    method = UKMP() if method is None else method
+    method = method_of(method)
     started = time.perf_counter()
-    structure = trace(model, example_inputs) if units is None else units
-    if isinstance(structure, Structure):
-        structure = expressible(model, structure)
+    with plain_experts(model):
+        wanted = _Wanted(method, to, losses, uniform, rounds, prove, on_event)
+        found = _prune(model, example_inputs, batches, wanted, (units, kinds, freeze))
+    _experts_as_before(model, found.model)
+    seconds = (time.perf_counter() - started) / max(1, len(found.edits))
+    records = tuple(record(edit, method, seconds) for edit in found.edits if not isinstance(edit, Resize))
+    return replace(found, records=records)
+
+
+def save(what: Pruned | nn.Module, folder: str | Path, *, edits: Sequence[Edit] = (), made_by: str | None = None) -> None:
+    """Write a smaller model as safetensors and JSON; `lessen.load(folder)` has it again, whatever its widths.
+
+    Where a configuration says the widths (`uniform=True`), stock `from_pretrained` reads the directory too.
+
+    Args:
+        what: what `prune` made, trained since or not; or a module, with what was done to it.
+        folder: where to; it must not exist.
+        edits: what made a module smaller; needed where its class does not make its widths.
+        made_by: "package.module:factory" that makes the model as it was before; None for classes of transformers.
+
+    Raises:
+        UsageError: the directory exists, or nothing says how the model is made.
+    """
+    if isinstance(what, Pruned):
+        about = {"before": dict(what.before), "after": dict(what.after), "notes": list(what.notes)}
+        told = {"pruning": {**about, "records": [vars(record) for record in what.records]}}
+        directories.save(what.model, what.edits, Path(folder), made_by, told)
+        return
+    directories.save(what, edits, Path(folder), made_by)
+
+
+@dataclass(frozen=True)
+class _Wanted:
+    """Arguments of `prune` of the same names."""
+
+    method: Any
+    to: str | None
+    losses: Objective | None
+    uniform: bool
+    rounds: int
+    prove: bool | None
+    on_event: Listener | None
+
+
+def _prune(model: nn.Module, example: Any, batches: Iterable[Any], wanted: _Wanted, among: tuple[Any, Any, Any]) -> Pruned:
+    choice = choose(model, example, wanted.method, *among)
     tensors = dict(model.named_parameters(remove_duplicate=False))
-    chosen = _chosen(structure, method)
-    told: list[str] = []
-    if uniform and isinstance(structure, Structure):
-        chosen, told = said(model, structure, chosen)
+    chosen, notes = choice.units, list(choice.notes)
+    if wanted.uniform and choice.structure is not None:
+        chosen, told = said(model, choice.structure, chosen)
+        notes += told
         if not chosen:
             raise UsageError("prune", got="uniform=True", wanted="a width that a configuration can say", remedy="; ".join(told))
-    method, goal, notes = _goal(model, _caller(model, example_inputs), chosen, method, to, uniform)
-    proof, doubt = _proof(prove, structure, tensors)
-    notes = [*told, *notes, *doubt]
-    cutting = _Cutting(model, example_inputs, structure, chosen, proof)
+    method, goal, told = settled(model, caller(model, example), chosen, wanted.method, wanted.to, wanted.uniform)
+    proof, doubt = _proof(wanted.prove, choice, model)
+    notes += [*told, *doubt]
+    cutting = _Cutting(model, example, choice.structure, chosen, proof)
     tasks: tuple[str, ...] = ()
-    if rounds > 1:
-        batches = list(batches)
-
-        def once(part: nn.Module, left: Structure | Sequence[Unit], size: str) -> Pruned:
-            options: dict[str, Any] = {"method": method, "losses": losses, "uniform": uniform, "prove": False, "on_event": on_event}
-            return prune(part, example_inputs, batches, to=size, units=left, **options)
-
-        edits, smaller = cutting(in_rounds(once, model, example_inputs, structure, chosen, goal, rounds))
+    if wanted.rounds > 1:
+        decided = _rounds(model, example, list(batches), replace(choice, units=chosen), goal, replace(wanted, method=method))
+        edits, smaller = cutting(decided)
     else:
-        how = method.collecting(losses) if hasattr(method, "collecting") else Collecting(losses)
-        stats, tasks = survey(model, chosen, method.needs, batches, how, on_event)
-        edits, smaller = _attempts(cutting, method, [_view(unit, tensors) for unit in chosen], stats, goal)
-    if uniform:
+        how = method.collecting(wanted.losses) if hasattr(method, "collecting") else Collecting(wanted.losses)
+        stats, tasks = survey(model, chosen, method.needs, batches, how, wanted.on_event)
+        views = [view_of(unit, tensors) for unit in chosen]
+        notes += method.remarks(views, stats) if isinstance(method, Budget) else []
+        edits, smaller = _attempts(cutting, method, views, stats, goal)
+    if wanted.uniform:
         notes += _settle(model, smaller, edits)
-    before, after = _sizes(model), _sizes(smaller)
-    notes += _missed(goal, before, after)
+    before, after = sizes(model), sizes(smaller)
+    notes += missed(goal, before, after) or ([] if edits else [NOTHING])
     if goal is not None and goal.cost.name == "macs":
-        before["macs"], after["macs"] = goal.cost.whole, macs(smaller, _caller(smaller, example_inputs), ()).whole
+        before["macs"], after["macs"] = goal.cost.whole, macs(smaller, caller(smaller, example), ()).whole
     if cutting.renumbered:
         notes.append("Token ids are other ones: a token's id is its place in `kept`; encode text accordingly.")
-    elif prove is not False or (goal is not None and goal.cost.name == "milliseconds"):
-        notes += _timed(model, smaller, example_inputs, before, after)
-    seconds = (time.perf_counter() - started) / max(1, len(edits))
-    if on_event:
-        on_event(Event("prune", len(edits), len(edits), f"{before['parameters']:,.0f} parameters, then {after['parameters']:,.0f}"))
+    elif wanted.prove is not False or (goal is not None and goal.cost.name == "milliseconds"):
+        notes += timed(model, smaller, example, before, after)
+    if wanted.on_event:
+        wanted.on_event(Event("prune", len(edits), len(edits), f"{before['parameters']:,.0f} parameters, then {after['parameters']:,.0f}"))
     kept = {edit.unit.name: edit.indices for edit in edits if isinstance(edit, Keep)}
-    records = tuple(record(edit, method, seconds) for edit in edits if not isinstance(edit, Resize))
-    return Pruned(smaller, tuple(edits), records, tuple(chosen), kept, before, after, tasks, tuple(notes))
+    return Pruned(smaller, tuple(edits), (), tuple(chosen), kept, before, after, tasks, tuple(notes))
+
+
+def _rounds(model: nn.Module, example: Any, batches: list[Any], choice: Choice, goal: Goal | None, wanted: _Wanted) -> list[Edit]:
+    """The decision in rounds."""
+
+    def once(part: nn.Module, left: Structure | Sequence[Unit], size: str) -> Pruned:
+        # What is left of the choice is the choice: of a structure all kinds, since it holds no others.
+        kinds = list(dict.fromkeys(unit.kind for unit in left.units)) if isinstance(left, Structure) else None
+        return _prune(part, example, batches, replace(wanted, to=size, rounds=1, prove=False), (left, kinds, choice.frozen))
+
+    structure = choice.units if choice.structure is None else replace(choice.structure, units=tuple(choice.units))
+    return in_rounds(once, model, example, structure, choice.units, goal, wanted.rounds)
+
+
+def _experts_as_before(model: nn.Module, smaller: nn.Module) -> None:
+    """Give a copy that was made under `plain_experts` the model's own way of computing experts."""
+    own = dict(model.named_modules())
+    for path, module in smaller.named_modules():
+        before = getattr(getattr(own.get(path), "config", None), "__dict__", {})
+        if EXPERTS in before and hasattr(module, "config"):
+            vars(module.config)[EXPERTS] = before[EXPERTS]
 
 
 @dataclass(frozen=True)
@@ -179,7 +238,7 @@ class _Cutting:
 
     model: nn.Module
     example: Any
-    structure: Structure | Sequence[Unit]
+    structure: Structure | None
     units: Sequence[Unit]
     proof: bool
 
@@ -187,9 +246,9 @@ class _Cutting:
         """The edits on whole units, with the numbers that modules keep for themselves, and the model that they make."""
         by_name = {unit.name: unit for unit in self.units}
         edits = [replace(edit, unit=by_name[edit.unit.name]) if isinstance(edit, Keep | Drop) else edit for edit in edits]
-        if isinstance(self.structure, Structure):
+        if self.structure is not None:
             edits = resizes(self.model, self.structure, edits)
-        edits = [*edits, *(size for edit in edits if isinstance(edit, Keep) for size in _vocabularies(self.model, edit))]
+        edits = [*edits, *_counts(self.model, edits)]
         if self.proof and not self.renumbered:
             return edits, check(self.model, edits, self.example)
         smaller = apply(copy.deepcopy(self.model), edits)
@@ -203,14 +262,25 @@ class _Cutting:
         return any(unit.kind == "vocab" for unit in self.units)
 
 
-def _vocabularies(model: nn.Module, keep: Keep) -> Iterator[Resize]:
-    """What modules and configurations call `vocab_size`, after its rows were cut."""
-    if keep.unit.kind != "vocab":
-        return
-    for path, module in model.named_modules():
-        for owner, inside in ((module, ""), (getattr(module, "config", None), "config.")):
-            if getattr(owner, "vocab_size", None) == keep.unit.size:
-                yield Resize(".".join(filter(None, (path, f"{inside}vocab_size"))), keep.unit.size, len(keep.indices))
+def _counts(model: nn.Module, edits: Sequence[Edit]) -> list[Resize]:
+    """What modules (and configurations) call the number of tokens or experts, after some were cut, where the trace has not seen it."""
+    named = {edit.name for edit in edits if isinstance(edit, Resize)}
+    found: list[Resize] = []
+    for keep in (edit for edit in edits if isinstance(edit, Keep) and edit.unit.kind in _COUNTED):
+        inside = keep.unit.name.rpartition(".")[0] if keep.unit.kind == "experts" else ""
+        for path, module in model.named_modules():
+            if inside and not f"{path}.".startswith(f"{inside}."):
+                continue
+            owners = ((module, ""),) if inside else ((module, ""), (getattr(module, "config", None), "config."))
+            for owner, way in owners:
+                for key in _COUNTED[keep.unit.kind]:
+                    name = ".".join(filter(None, (path, f"{way}{key}")))
+                    if getattr(owner, key, None) == keep.unit.size and name not in named:
+                        found.append(Resize(name, keep.unit.size, len(keep.indices)))
+    return found
+
+
+_COUNTED = {"vocab": ("vocab_size",), "experts": ("num_experts", "num_local_experts", "n_experts", "n_routed_experts")}
 
 
 def _attempts(
@@ -227,7 +297,7 @@ def _attempts(
     wanted = goal
     for _ in range(LATENCY_ATTEMPTS - 1):
         with evaluating(smaller):
-            now = measured(_caller(smaller, cutting.example), next(smaller.parameters()).device, enough=1.0)
+            now = measured(caller(smaller, cutting.example), next(smaller.parameters()).device, enough=1.0)
         if now <= 1.02 * goal.value:
             break
         wanted = replace(wanted, value=wanted.value * goal.value / now)
@@ -236,90 +306,6 @@ def _attempts(
         except UsageError:  # the table says that nothing more can be had; the measurement is what is reported
             break
     return edits, smaller
-
-
-def _chosen(structure: Structure | Sequence[Unit], method: Any) -> list[Unit]:
-    """The units that the method decides on."""
-    found = list(structure.units if isinstance(structure, Structure) else structure)
-    if isinstance(structure, Structure):
-        kinds = getattr(method, "kinds", (method.kind,))
-        kinds = WIDTHS if "ffn" in kinds or "kv_group" in kinds or "channels" in kinds else kinds
-        found = [*found, *structure.vocabulary] if "vocab" in kinds else found
-        found = _disjoint([unit for unit in found if unit.kind in kinds and not unit.normed], kinds)
-    if not found:
-        remedy = "look at lessen.trace(model, example_inputs): it says what is held, and why"
-        if "experts" in getattr(method, "kinds", ()):
-            remedy = 'packed experts are found in a model of which model.set_experts_implementation("eager") was called'
-        raise UsageError(type(method).__name__, got="no unit that it could prune", wanted="one at least", remedy=remedy)
-    return found
-
-
-def _disjoint(units: Sequence[Unit], kinds: Sequence[str]) -> list[Unit]:
-    """Units that share no index of any tensor: of two that do (a key/value group, and the heads in it), the kind that comes first."""
-    taken: dict[tuple[str, int], set[int]] = {}
-    chosen: set[str] = set()
-    for unit in sorted(units, key=lambda unit: kinds.index(unit.kind)):
-        places = {(part.name, part.axis): set(part.indices(unit.size).flatten().tolist()) for part in unit.slices}
-        if all(taken.get(place, set()).isdisjoint(indices) for place, indices in places.items()):
-            chosen.add(unit.name)
-            for place, indices in places.items():
-                taken.setdefault(place, set()).update(indices)
-    return [unit for unit in units if unit.name in chosen]
-
-
-def _view(unit: Unit, tensors: Mapping[str, Tensor]) -> View:
-    """The unit with its parameters and the biases beside them; buffers (running statistics) follow, but are not looked at."""
-    slices = tuple(part for part in unit.slices if part.name in tensors)
-    names = [part.name for part in slices]
-    beside = [f"{name.removesuffix('.weight')}.bias" for name in names if name.endswith(".weight")]
-    wanted = dict.fromkeys([*names, *(name for name in beside if name in tensors)])
-    return View(replace(unit, slices=slices), {name: tensors[name].detach() for name in wanted})
-
-
-def _caller(model: nn.Module, example: Any) -> Callable[[], Any]:
-    args, kwargs = arguments(example)
-    return lambda: model(*args, **kwargs)
-
-
-def _goal(
-    model: nn.Module, call: Callable[[], Any], units: Sequence[Unit], method: Any, to: str | None, uniform: bool
-) -> tuple[Any, Goal | None, list[str]]:
-    """The method with its settled options, what may be left, and the choices made."""
-    if not isinstance(method, Budget):
-        if to is not None or uniform:
-            wanted = f"{type(method).__name__}(ratio=...)"
-            raise UsageError("prune", got=f"to={to!r}, uniform={uniform}", wanted=wanted, remedy="this method removes whole units")
-        return method, None, []
-    notes: list[str] = []
-    if uniform and method.across == "model":
-        method = replace(method, across="place")
-    if to is None and method.of == "channels":
-        return method, None, notes
-    wish = Wish(_OF[method.of], 1 - method.ratio, True) if to is None else Wish.parse(to)
-    if wish.counted == "milliseconds" and method.multiple == 1:
-        method = replace(method, multiple=preferred_multiple(next(model.parameters()).device))
-        notes.append(f"Widths are kept at multiples of {method.multiple}, which the hardware likes.")
-    cost = _cost(model, call, units, wish.counted)
-    value = wish.value(cost.whole)
-    if value > cost.whole:
-        got = f"{to}, more than the {cost.whole:,.4g} {cost.name} that there are"
-        raise UsageError("prune", got=got, wanted="less than that")
-    return replace(method, ratio=min(0.999, 1 - value / cost.whole), of=_NAMES[wish.counted]), Goal(cost, value, not wish.relative), notes
-
-
-def _cost(model: nn.Module, call: Callable[[], Any], units: Sequence[Unit], counted: Counted) -> Cost:
-    shapes = {name: tuple(p.shape) for name, p in model.named_parameters()}
-    match counted:
-        case "parameters":
-            return parameters(shapes, units)
-        case "bytes":
-            return bytes_of(shapes, units, {name: p.element_size() for name, p in model.named_parameters()})
-        case "macs":
-            return macs(model, call, units)
-        case _:
-            first = next(model.parameters())
-            with evaluating(model):
-                return Latency(model, call, units, Table(first.device, first.dtype))
 
 
 def _settle(model: nn.Module, smaller: nn.Module, edits: Sequence[Edit]) -> list[str]:
@@ -333,48 +319,23 @@ def _settle(model: nn.Module, smaller: nn.Module, edits: Sequence[Edit]) -> list
     return []
 
 
-def _proof(prove: bool | None, structure: Structure | Sequence[Unit], tensors: Mapping[str, Tensor]) -> tuple[bool, list[str]]:
+def _proof(prove: bool | None, choice: Choice, model: nn.Module) -> tuple[bool, list[str]]:
     """Whether the smaller model is compared with its mask, and a word where it should be and is not."""
-    if prove is not None or not isinstance(structure, Structure):
+    if prove is not None or choice.structure is None:
         return prove is True, []
-    if sum(p.numel() for p in tensors.values()) <= PROVED:
+    missing = fits(model)
+    if missing is None:
         return True, []
-    return False, [f"Not compared with its mask, as above {PROVED / 1e6:.0f}M parameters: prove=True does, with two copies in float64."]
-
-
-def _missed(goal: Goal | None, before: Mapping[str, float], after: Mapping[str, float]) -> list[str]:
-    """A word where what was asked for lies between what whole channels and heads can give."""
-    name = "" if goal is None else goal.cost.name
-    if goal is None or name not in after or abs(after[name] - goal.value) <= 0.02 * before[name]:
-        return []
-    return [f"Asked for {goal.value:,.0f} {name}, came to {after[name]:,.0f}: units lose whole channels or heads, and keep their floors."]
+    return False, [f"Not compared with its mask, since {missing}: prove=True tries all the same."]
 
 
 def _runs(model: nn.Module, example: Any) -> None:
     """Run the smaller model once."""
     try:
         with torch.no_grad(), evaluating(model):
-            _caller(model, example)()
+            caller(model, example)()
     except Exception as error:
         remedy = "freeze the module that the message speaks of: lessen.trace(model, example, freeze=[...])"
         raise LessenError(
             type(model).__name__, got=f"after pruning, {one_line(error)}", wanted="a model that runs", remedy=remedy
         ) from error
-
-
-def _sizes(model: nn.Module) -> dict[str, float]:
-    own = list(model.parameters())
-    return {"parameters": float(sum(p.numel() for p in own)), "bytes": float(sum(p.numel() * p.element_size() for p in own))}
-
-
-def _timed(model: nn.Module, smaller: nn.Module, example: Any, before: dict[str, float], after: dict[str, float]) -> list[str]:
-    """Measure a forward of both, taking turns; a plain word if nothing was won."""
-    device = next(model.parameters()).device
-    with evaluating(model, smaller):
-        both = [(measured(_caller(model, example), device), measured(_caller(smaller, example), device)) for _ in range(3)]
-    before["milliseconds"], after["milliseconds"] = (median(times) for times in zip(*both, strict=True))
-    dense, now = before["milliseconds"], after["milliseconds"]
-    if now < 0.97 * dense or before["parameters"] == after["parameters"]:
-        return []
-    tip = "narrower layers win little where a forward waits for memory or for small kernels; a multiple of 8 (64 on a GPU) may help"
-    return [f"The smaller model is not faster here: {now:.3g} ms a forward, before {dense:.3g} ms; {tip}, or dropping whole layers."]

@@ -84,7 +84,7 @@ def _again(
     if isinstance(structure, Structure):
         names = {unit.name for unit in chosen}
         traced = trace(small, example)
-        return replace(traced, units=tuple(unit for unit in traced.units if unit.name in names))
+        return replace(traced, units=tuple(unit for unit in traced.units if unit.name in names), vocabulary=())
     for unit in chosen:
         if unit.name in kept and any(part.start for part in unit.slices):
             wanted = "units that begin with their tensors"

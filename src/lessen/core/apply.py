@@ -23,7 +23,7 @@ from lessen.core.edit import Drop, Edit, Factor, Keep, Quantize, Replace, Resize
 from lessen.core.sizes import groups_left, refresh, resized
 from lessen.core.strict import strict
 from lessen.core.trace import Shape, Traced, kept, renumbered, spoken_of, trace
-from lessen.errors import LessenError
+from lessen.errors import LessenError, UsageError
 
 _ALSO_CALLED = {
     "num_attention_heads": ("num_heads", "num_attention_heads"),
@@ -82,8 +82,12 @@ def apply(model: nn.Module, edits: Sequence[Edit], mode: Literal["slice", "mask"
         The same module.
 
     Raises:
-        LessenError: an edit does not fit; the model is as it was.
+        UsageError: something that is no edit. LessenError: an edit does not fit; the model is as it was.
     """
+    for edit in edits:
+        if not isinstance(edit, Edit):
+            remedy = "lessen.plan and lessen.prune give them: plan.edits"
+            raise UsageError("apply", got=f"{edit!r:.60} ({type(edit).__name__})", wanted="edits", remedy=remedy)
     stored, tied = _stored(model, edits)
     config = getattr(model, "config", None)
     settings = _settings(config)

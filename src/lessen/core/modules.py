@@ -47,18 +47,19 @@ def plain_experts(*models: nn.Module) -> Iterator[None]:
     found: dict[int, tuple[Any, str | None]] = {}
     for module in (module for model in models for module in model.modules()):
         own = getattr(getattr(module, "config", None), "__dict__", {})
-        if _EXPERTS in own and getattr(module, "_can_set_experts_implementation", bool)():
-            found.setdefault(id(own), (own, own[_EXPERTS]))
+        if EXPERTS in own and getattr(module, "_can_set_experts_implementation", bool)():
+            found.setdefault(id(own), (own, own[EXPERTS]))
     try:
         for own, _ in found.values():
-            own[_EXPERTS] = "eager"
+            own[EXPERTS] = "eager"
         yield
     finally:
         for own, before in found.values():
-            own[_EXPERTS] = before
+            own[EXPERTS] = before
 
 
-_EXPERTS = "_experts_implementation_internal"
+EXPERTS = "_experts_implementation_internal"
+"""Where a configuration of transformers says how packs of experts are computed."""
 
 
 def _modes(models: tuple[nn.Module, ...]) -> list[tuple[nn.Module, bool]]:

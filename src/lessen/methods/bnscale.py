@@ -7,7 +7,7 @@ gains of channels that are not needed shrink, and can be read off without any da
 
 Paper: Liu et al. 2017, Learning Efficient Convolutional Networks through Network Slimming, https://arxiv.org/abs/1708.06519 (section 3)
 For convolutional networks (`lessen.prune`); the norms of language models scale the residual stream, not the units.
-Changed: where several norms share a channel (residual connections), their gains add up. A unit without a norm is refused: its scores
+Changed: where several norms share a channel (residual connections), their gains add up. A unit without a norm is left whole: its scores
 would not compare with those of the others.
 """
 
@@ -34,16 +34,22 @@ class BNScale(Budget):
 
         >>> import torch
         >>> from lessen.core.unit import Slice, Unit
-        >>> unit = Unit("conv", "ffn", 2, (Slice("conv.weight", 0), Slice("bn.weight", 0)))
-        >>> BNScale().score(View(unit, {"conv.weight": torch.ones(2, 3, 1, 1), "bn.weight": torch.tensor([0.5, -2.0])}), {})
+        >>> unit = Unit("conv", "channels", 2, (Slice("conv.weight", 0), Slice("bn.weight", 0), Slice("bn.bias", 0)))
+        >>> tensors = {"conv.weight": torch.ones(2, 3, 1, 1), "bn.weight": torch.tensor([0.5, -2.0]), "bn.bias": torch.ones(2)}
+        >>> BNScale().score(View(unit, tensors), {})
         tensor([0.5000, 2.0000])
         """
-        gains = {part.name: view.tensors[part.name].float().abs() for part in view.unit.slices if self._is_gain(view, part.name)}
+        gains = {name: view.tensors[name].float().abs() for name in _gains(view)}
         if not gains:
             wanted, remedy = "a normalisation with a gain per channel", "use another method, or freeze this unit"
             raise UsageError(f"BNScale: {view.unit.name}", got="a unit without one", wanted=wanted, remedy=remedy)
         return view.sum_per_channel(gains)
 
-    def _is_gain(self, view: View, name: str) -> bool:
-        """A one-dimensional weight: those of linear layers and convolutions have two axes at least."""
-        return name.endswith("weight") and view.tensors[name].ndim == 1
+    def unable(self, view: View) -> str | None:
+        return None if _gains(view) else "no normalisation scales their channels"
+
+
+def _gains(view: View) -> list[str]:
+    """Gains of norms: one-dimensional weights with a bias beside them, which slopes of activations have not."""
+    found = [part.name for part in view.unit.slices if part.name.endswith("weight") and view.tensors[part.name].ndim == 1]
+    return [name for name in dict.fromkeys(found) if f"{name.removesuffix('weight')}bias" in view.tensors]

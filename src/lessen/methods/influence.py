@@ -57,8 +57,13 @@ class BlockInfluence:
         return 1 - torch.as_tensor(stats[BlockSimilarity], dtype=torch.float64).reshape(1)
 
     def decide(self, views: Sequence[View], stats: Sequence[Stats]) -> list[Edit]:
+        """Drops, the last block first: dropping one renumbers only those after it. Of every list of blocks one stays."""
         scores = torch.cat([self.score(view, stat) for view, stat in zip(views, stats, strict=True)])
         stay = set(keep([scores], self.ratio)[0].tolist())
-        # The last one first: dropping a block renumbers only those after it.
+        stacks: dict[str, list[int]] = {}
+        for place, view in enumerate(views):
+            stacks.setdefault(view.unit.name.rpartition(".")[0], []).append(place)
+        # A tower without any block is no tower.
+        stay |= {max(places, key=lambda place: float(scores[place])) for places in stacks.values()}
         gone = [view.unit for place, view in enumerate(views) if place not in stay]
         return [Drop(unit) for unit in reversed(gone)]

@@ -49,9 +49,8 @@ def pretrained(folder: Path, config: Mapping[str, Any], dtype: torch.dtype | Non
     kind: Any = getattr(transformers, name or "", None)
     if kind is None or not hasattr(kind, "from_pretrained"):
         known = [key for key in dir(transformers) if key.startswith((name or "?")[:3])]
-        raise UsageError(
-            str(folder), got=f"architectures: {name}", wanted="a class of transformers", remedy=nearest(name or "", known)[:200]
-        )
+        remedy = nearest(name or "", known)[:200]
+        raise UsageError(str(folder), got=f"architectures: {name}", wanted="a class of transformers", remedy=remedy)
     try:
         with _silent(), torch.random.fork_rng(devices=[]):
             model, told = kind.from_pretrained(folder, local_files_only=True, dtype=dtype or "auto", output_loading_info=True)

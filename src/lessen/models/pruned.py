@@ -18,7 +18,7 @@ import json
 import shutil
 import tempfile
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +36,7 @@ def is_pruned(folder: Path) -> bool:
     return (folder / "edits.safetensors").is_file() and (folder / "lessen.json").is_file()
 
 
-def save(model: nn.Module, edits: Sequence[Edit], folder: Path, made_by: str | None = None) -> None:
+def save(model: nn.Module, edits: Sequence[Edit], folder: Path, made_by: str | None = None, told: Mapping[str, Any] | None = None) -> None:
     """Write a model that `lessen.apply(model, edits)` made smaller.
 
     Args:
@@ -45,6 +45,7 @@ def save(model: nn.Module, edits: Sequence[Edit], folder: Path, made_by: str | N
         folder: where to; it must not exist.
         made_by: "package.module:factory" that makes the model before the cut; None for classes of transformers, which are made from
             their configuration.
+        told: what else `lessen.json` is to say.
 
     Raises:
         UsageError: the directory exists, or nothing says how the model is made.
@@ -74,7 +75,7 @@ def save(model: nn.Module, edits: Sequence[Edit], folder: Path, made_by: str | N
         for tensor in model.parameters():
             dtypes[str(tensor.dtype).removeprefix("torch.")] += tensor.numel() * tensor.is_floating_point()
         about = {"pruned": {"made_by": made_by, "dtype": next((name for name, count in dtypes.most_common(1) if count), None)}}
-        (aside / "lessen.json").write_text(json.dumps(about, indent=1) + "\n")
+        (aside / "lessen.json").write_text(json.dumps({**about, **(told or {})}, indent=1) + "\n")
         aside.rename(folder)
     except BaseException:
         shutil.rmtree(aside, ignore_errors=True)

@@ -111,6 +111,31 @@ def default_objective(model: nn.Module, batch: Any) -> "Loss | Mapping[str, Loss
     )
 
 
+def forward(model: nn.Module, batch: Any) -> Any:
+    """Run a model on a batch for what passes through it, for which no loss is needed.
+
+    Args:
+        model: any module.
+        batch: what `default_objective` takes, or a mapping of keyword arguments, or the model's input alone; targets are left out.
+
+    Raises:
+        LessenError: a batch of another kind.
+    """
+    if isinstance(batch, Mapping):
+        fed = {key: value for key, value in batch.items() if key != "labels" or _made_from_labels(model, batch)}
+        return model(**fed)
+    if isinstance(batch, tuple | list) and len(batch) == 2 and isinstance(batch[1], Tensor):
+        return model(batch[0])
+    if isinstance(batch, Tensor):
+        return model(batch)
+    return default_objective(model, batch)
+
+
+def _made_from_labels(model: nn.Module, batch: Mapping[str, Any]) -> bool:
+    """Whether the decoder's input is made of the labels."""
+    return "decoder_input_ids" not in batch and bool(getattr(getattr(model, "config", None), "is_encoder_decoder", False))
+
+
 def _from_mapping(model: nn.Module, batch: Mapping[str, Any]) -> Loss:
     inputs = {key: value for key, value in batch.items() if key != "labels"}
     labels = batch.get("labels")

@@ -11,7 +11,7 @@ from lessen.core.unit import Unit
 from lessen.errors import LessenError, one_line
 from lessen.stats import curvature, gradients, inputs, routed
 from lessen.stats.gradients import Collecting, Gradient
-from lessen.stats.objectives import Objective, default_objective
+from lessen.stats.objectives import Objective, forward
 
 
 def survey(
@@ -56,7 +56,7 @@ def survey(
     try:
         with evaluating(model):
             if by_input:
-                objective = how.objective or default_objective
+                objective = how.objective or forward
                 seen = _forward(model, units, by_input, batches, objective, tick)
                 for unit, stats in zip(units, found, strict=True):
                     stats.update(seen[unit.name])
@@ -70,7 +70,9 @@ def survey(
                 tasks = measured.tasks
                 for unit, stats in zip(units, found, strict=True):
                     stats.update(measured.values[unit.name])
-    except (TypeError, ValueError, RuntimeError, IndexError, KeyError) as error:
+    except LessenError:
+        raise
+    except Exception as error:  # the model's own code, or the caller's loss
         remedy = "try one batch by hand: the model (and losses=) must take it"
         raise LessenError("batches", got=one_line(error), wanted="batches that the model takes", remedy=remedy) from error
     return found, tasks

@@ -1,0 +1,99 @@
+"""What a cut is worth: the budget that a wish means for a model, what it came to, and a forward measured before and after."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from statistics import median
+from typing import Any
+
+from torch import nn
+
+from lessen.core.modules import evaluating
+from lessen.core.unit import Unit
+from lessen.errors import UsageError
+from lessen.methods.budget import Budget
+from lessen.structure.example import arguments
+from lessen.targets.cost import Cost, Goal, bytes_of, parameters
+from lessen.targets.latency import Latency, Table, measured, preferred_multiple
+from lessen.targets.profile import macs
+from lessen.targets.wish import Counted, Wish
+
+_OF: dict[str, Counted] = {"parameters": "parameters", "bytes": "bytes", "macs": "macs", "latency": "milliseconds"}
+_NAMES = {counted: name for name, counted in _OF.items()}
+
+NOTHING = "Nothing was removed: what was asked for is less than one channel, head or layer."
+
+
+def caller(model: nn.Module, example: Any) -> Callable[[], Any]:
+    """A forward on the example."""
+    args, kwargs = arguments(example)
+    return lambda: model(*args, **kwargs)
+
+
+def settled(
+    model: nn.Module, call: Callable[[], Any], units: Sequence[Unit], method: Any, to: str | None, uniform: bool
+) -> tuple[Any, Goal | None, list[str]]:
+    """The method with its settled options, what may be left, and the choices made."""
+    if not isinstance(method, Budget):
+        if to is not None or uniform:
+            wanted = f"{type(method).__name__}(ratio=...)"
+            raise UsageError("prune", got=f"to={to!r}, uniform={uniform}", wanted=wanted, remedy="this method removes whole units")
+        return method, None, []
+    notes: list[str] = []
+    if uniform and method.across == "model":
+        method = replace(method, across="place")
+    if to is None and method.of == "channels":
+        return method, None, notes
+    wish = Wish(_OF[method.of], 1 - method.ratio, True) if to is None else Wish.parse(to)
+    if wish.counted == "milliseconds" and method.multiple == 1:
+        method = replace(method, multiple=preferred_multiple(next(model.parameters()).device))
+        notes.append(f"Widths are kept at multiples of {method.multiple}, which the hardware likes.")
+    cost = _cost(model, call, units, wish.counted)
+    value = wish.value(cost.whole)
+    if value > cost.whole:
+        got = f"{to}, more than the {cost.whole:,.4g} {cost.name} that there are"
+        raise UsageError("prune", got=got, wanted="less than that")
+    return replace(method, ratio=min(0.999, 1 - value / cost.whole), of=_NAMES[wish.counted]), Goal(cost, value, not wish.relative), notes
+
+
+def _cost(model: nn.Module, call: Callable[[], Any], units: Sequence[Unit], counted: Counted) -> Cost:
+    shapes = {name: tuple(p.shape) for name, p in model.named_parameters()}
+    match counted:
+        case "parameters":
+            return parameters(shapes, units)
+        case "bytes":
+            return bytes_of(shapes, units, {name: p.element_size() for name, p in model.named_parameters()})
+        case "macs":
+            return macs(model, call, units)
+        case _:
+            first = next(model.parameters())
+            with evaluating(model):
+                return Latency(model, call, units, Table(first.device, first.dtype))
+
+
+def missed(goal: Goal | None, before: Mapping[str, float], after: Mapping[str, float]) -> list[str]:
+    """A word where what was asked for lies between what whole channels and heads can give."""
+    name = "" if goal is None else goal.cost.name
+    if goal is not None and goal.value >= goal.cost.whole:
+        return ["Nothing was asked to go: the model is a copy."]
+    if goal is None or name not in after or abs(after[name] - goal.value) <= 0.02 * before[name]:
+        return []
+    return [f"Asked for {goal.value:,.0f} {name}, came to {after[name]:,.0f}: units lose whole channels or heads, and keep their floors."]
+
+
+def sizes(model: nn.Module) -> dict[str, float]:
+    """Parameters and bytes, shared ones once."""
+    own = list(model.parameters())
+    return {"parameters": float(sum(p.numel() for p in own)), "bytes": float(sum(p.numel() * p.element_size() for p in own))}
+
+
+def timed(model: nn.Module, smaller: nn.Module, example: Any, before: dict[str, float], after: dict[str, float]) -> list[str]:
+    """Measure a forward of both, taking turns; a plain word if nothing was won."""
+    device = next(model.parameters()).device
+    with evaluating(model, smaller):
+        both = [(measured(caller(model, example), device), measured(caller(smaller, example), device)) for _ in range(3)]
+    before["milliseconds"], after["milliseconds"] = (median(times) for times in zip(*both, strict=True))
+    dense, now = before["milliseconds"], after["milliseconds"]
+    if now < 0.97 * dense or before["parameters"] == after["parameters"]:
+        return []
+    tip = "narrower layers win little where a forward waits for memory or for small kernels; a multiple of 8 (64 on a GPU) may help"
+    return [f"The smaller model is not faster here: {now:.3g} ms a forward, before {dense:.3g} ms; {tip}, or dropping whole layers."]
