@@ -10,7 +10,8 @@ Products of activations (attention) have no weight to lie on a tile. Look-ups (e
 matrices: their energy is that of the buffers between layers and one addition for each output (`model`).
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from math import prod
 from typing import Any, Literal
@@ -83,7 +84,7 @@ def layers(model: nn.Module, run: Callable[[], Any], inferences: float = 1) -> l
     """
     if not inferences > 0:
         raise UsageError("layers", got=f"inferences={inferences}", wanted="a number above 0")
-    with evaluating(model):
+    with evaluating(model), _slow_attention():
         uses = profile(model, run)
     shapes = {name: tuple(p.shape) for name, p in model.named_parameters()}
     found: dict[str, LayerShape] = {}
@@ -97,6 +98,17 @@ def layers(model: nn.Module, run: Callable[[], Any], inferences: float = 1) -> l
     if not found:
         raise LessenError("layers", got="a forward without a product", wanted="a network that multiplies matrices")
     return [replace(s, vectors=s.vectors / inferences, reads=s.reads / inferences) for s in found.values()]
+
+
+@contextmanager
+def _slow_attention() -> Iterator[None]:
+    """torch's attention module in evaluation is one operation in which no product can be seen; for the while it is several."""
+    before = torch.backends.mha.get_fastpath_enabled()
+    try:
+        torch.backends.mha.set_fastpath_enabled(False)
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(before)
 
 
 def language_layers(model: nn.Module, context: int) -> tuple[list[LayerShape], list[LayerShape]]:
@@ -124,7 +136,7 @@ def language_layers(model: nn.Module, context: int) -> tuple[list[LayerShape], l
 def loaded(model: nn.Module, shapes: Iterable[LayerShape]) -> dict[str, Tensor]:
     """The weights of layers, one matrix below the other: `(group output) input` by the layer's name.
 
-    Experts and transposed convolutions are left out: their parameters are laid out in other ways.
+    Packed experts are left out: their parameters are laid out in other ways.
     """
     parameters = dict(model.named_parameters())
     found: dict[str, Tensor] = {}
@@ -176,8 +188,3 @@ def _products(use: Use) -> LayerShape:
         inputs, outputs = first[-1], second[-1] if second[-2] == first[-1] else second[-2]
         rows, reads = use.macs // (inputs * outputs), prod(first) + prod(second)
     return LayerShape(f"{use.module}", "products", inputs, outputs, 1, use.macs / (inputs * outputs), float(reads))
-
-
-def analog(shapes: Sequence[LayerShape]) -> list[LayerShape]:
-    """Those that a tile can hold."""
-    return [s for s in shapes if s.kind != "products"]

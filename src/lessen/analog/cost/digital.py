@@ -76,9 +76,8 @@ class Digital:
 
     def area_um2(self, technology: Technology, weights_kib: float) -> tuple[float, float]:
         """Multipliers, and memories on the chip."""
-        memory = sum(
-            technology.memory_um2(kib) for kib in (self.buffer_kib, self.memory_kib, weights_kib if self.weights == "sram" else 0.0)
-        )
+        held = weights_kib if self.weights == "sram" else 0.0
+        memory = sum(technology.memory_um2(kib) for kib in (self.buffer_kib, self.memory_kib, held))
         return self.side**2 * technology.mac_um2, memory
 
     def _passes(self, shape: LayerShape) -> int:

@@ -4,8 +4,8 @@
     cost(shapes, chip).table()
 
 Layers on tiles cost what `tile` says, layers that stay digital and products of activations what `digital` says, on a unit that the chip
-then has. One inference passes through the layers one after the other; as a pipeline, the next one enters when the slowest layer is free (all
-digital layers share one unit).
+then has. One inference passes through the layers one after the other; as a pipeline, the next one enters when the slowest layer is free
+(all digital layers share one unit).
 
 Tiles. Without `System.tiles` the chip has as many as the network needs. With more than that, copies of the slowest layers take the rest:
 a layer with R replicas serves R vectors at once, and a copy goes to the slowest layer as long as its tiles fit. With fewer, the network is
@@ -30,7 +30,8 @@ from lessen.analog.cost.digital import Digital
 from lessen.analog.cost.place import place
 from lessen.analog.cost.result import Area, Baseline, Cost, Energy, LayerCost
 from lessen.analog.cost.tile import interval_ns, loading_pj, tile_area, tile_energy, transport_energy, vector_ns
-from lessen.analog.mapping import Split
+from lessen.analog.layer import matrix
+from lessen.analog.mapping import Mapped, Split
 from lessen.core.strict import strict
 from lessen.errors import LessenError, UsageError, nearest
 
@@ -38,9 +39,9 @@ from lessen.errors import LessenError, UsageError, nearest
 @strict()
 def cost(
     shapes: Sequence[LayerShape],
-    chip: Chip,
+    chip: Chip | Mapped,
     *,
-    split: Split | None = None,
+    split: Split | Sequence[str] | None = None,
     weights: Mapping[str, Tensor] | None = None,
     digital: Digital | None = None,
     adc: AdcModel | None = None,
@@ -50,8 +51,9 @@ def cost(
 
     Args:
         shapes: from `layers` or `language_layers`.
-        chip: the same that decides accuracy.
-        split: which layers stay digital.
+        chip: the same that decides accuracy; or a network on it (`map`), whose layers on tiles and weights are then what is priced. Of a
+            mere chip everything that has a weight lies on tiles, also what `map` leaves digital (transposed convolutions, packed experts).
+        split: which layers stay digital; a mapped network has its own.
         weights: of layers by name, as `loaded` gives them; the others are taken as normal.
         digital: the accelerator beside which the chip is set, and the unit that computes what stays digital.
         adc: prices converters in place of `System.adc_model`.
@@ -63,9 +65,16 @@ def cost(
     """
     if not shapes or batch < 1:
         raise UsageError("cost", got=f"{len(shapes)} layers, batch={batch}", wanted="at least one of each")
-    split, digital, weights = split or Split(), digital or Digital(), weights or {}
-    _check_split(split, shapes)
-    on_tiles = [s.kind != "products" and not split.keeps(s.name) for s in shapes]
+    digital, weights = digital or Digital(), weights or {}
+    if isinstance(chip, Mapped):
+        if split is not None:
+            raise UsageError("cost(split)", got="a split and a mapped network", wanted="one of them: the network has its own")
+        on_tiles, weights = [_lies_on(chip, s) for s in shapes], {name: matrix(layer) for name, layer in chip.layers.items()} | {**weights}
+        chip = chip.chip
+    else:
+        rule = split if isinstance(split, Split) else Split(tuple(split or ()))
+        _check_split(rule, shapes)
+        on_tiles = [s.kind != "products" and not rule.keeps(s.name) for s in shapes]
     analog = [s for s, there in zip(shapes, on_tiles, strict=True) if there]
     segments = _segments(analog, chip)
     copies = _replicas(analog, chip, adc) if len(segments) == 1 else {}
@@ -93,6 +102,12 @@ def cost(
         weights=digital.weights,
     )
     return Cost(chip.name, tuple(found), area, tiles, len(segments), latency, interval, beside)
+
+
+def _lies_on(mapped: Mapped, shape: LayerShape) -> bool:
+    """Whether a mapped network has a layer on tiles; torch's packed projections of attention lie there as three."""
+    opened = shape.name.removesuffix("in_proj_weight") + "q_proj"
+    return shape.kind != "products" and (shape.name in mapped.layers or (shape.name.endswith("in_proj_weight") and opened in mapped.layers))
 
 
 def _check_split(split: Split, shapes: Sequence[LayerShape]) -> None:
