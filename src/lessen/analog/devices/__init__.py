@@ -3,14 +3,12 @@
 from lessen.analog.devices.device import Device
 from lessen.analog.devices.flash import NorFlash, SonosFlash
 from lessen.analog.devices.gaussian import Gaussian
-from lessen.analog.devices.gaussian import Gaussian
 from lessen.analog.devices.pcm import PCM, FoundationPCM, HermesPCM, HermesSinglePCM, JoshiPCM
 from lessen.analog.devices.rram import CmoRRAM, MiloRRAM, WanCubicRRAM, WanRRAM
 from lessen.analog.devices.sram import SramCell
 
 DEVICES: tuple[type[Device], ...] = (
     Device,
-    Gaussian,
     Gaussian,
     PCM,
     HermesPCM,

@@ -19,8 +19,8 @@ SonosFlash. 40 nm charge-trap cells, 128 thousand devices, currents at 0.1 V bet
     read          A = 12.58037, B = 215.36557, at each read
 
 Days between are interpolated, later ones held: beyond day 5 nobody published data. The polynomials leave the data at their end: at 1600 nA
-that of day 1 says -246 nA and that of day 5 -118, where all say -40 to -60 at 1400; full scale is therefore 1400 here. Agrawal et al. 2022, IEEE IEDM 21.7,
-https://ieeexplore.ieee.org/document/10019564, figs. 10, 11; coefficients as in CrossSim (SONOS).
+that of day 1 says -246 nA and that of day 5 -118, where all say -40 to -60 at 1400; full scale is therefore 1400 here.
+Agrawal et al. 2022, IEEE IEDM 21.7, https://ieeexplore.ieee.org/document/10019564, figs. 10, 11; coefficients as in CrossSim (SONOS).
 """
 
 import math
