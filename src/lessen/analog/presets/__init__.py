@@ -1,0 +1,1 @@
+"""Chips with names, a TOML file each: what is published, and beside it what is assumed."""
