@@ -157,38 +157,44 @@ PLACES = {"gguf": "gguf/model.gguf", "onnx": "onnx"}
 
 
 def analog_memory(arguments: Row) -> Row:
-    """Load SmolLM2, map it on tiles if asked to, program it at two times and score text: {smoke, map}. Peaks in MB of this process."""
+    """Load SmolLM2, map it on tiles if asked to, program it at two times and score text: {smoke, map}. Peaks in MB of this process.
+
+    What Python and its packages take is measured after a tiny model of the same class was loaded, mapped and run.
+    """
     import resource
 
     import torch
-    import transformers  # noqa: F401
 
     from benchmarks.analog_speed import BASE
     from benchmarks.material import material
     from lessen.analog.mapping import map
     from lessen.models import load
 
+    def run(smoke: bool) -> list[float]:
+        found = material(smoke)
+        windows = found.windows("calibration", "near")
+        model = load(found.model("shipped")).eval()
+        text = windows["near"][:1, :64]
+        mapped = map(model, BASE, calibration=[windows["calibration"][:1, :128]], store=torch.float16) if arguments["map"] else None
+        if mapped is not None:
+            analog, whole = mapped.weights
+            answer["weights_on_tiles"] = round(analog / whole, 4)
+        answer["float32_mb"] = round(sum(p.numel() for p in model.parameters()) * 4 / 2**20, 1)
+        losses = []
+        for seconds in (0.0, 86400.0) if mapped is not None else (0.0,):
+            net = model if mapped is None else mapped.program(seed=0, seconds=seconds).model
+            with torch.no_grad():
+                losses.append(float(net(text, labels=text).loss))
+        return losses
+
     def peak() -> float:
         return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1)
 
     torch.set_num_threads(1)
-    found, start = material(arguments["smoke"]), peak()
-    windows = found.windows("calibration", "near")
-    model = load(found.model("shipped")).eval()
-    float32 = sum(p.numel() for p in model.parameters()) * 4 / 2**20
-    answer: Row = {"imports_mb": start, "float32_mb": round(float32, 1)}
-    if arguments["map"]:
-        mapped = map(model, BASE, calibration=[windows["calibration"][:1, :128]], store=torch.float16)
-        losses = []
-        for seconds in (0.0, 86400.0):
-            mapped.program(seed=0, seconds=seconds)
-            with torch.no_grad():
-                losses.append(float(mapped.model(windows["near"][:1, :128], labels=windows["near"][:1, :128]).loss))
-        analog, whole = mapped.weights
-        answer |= {"losses": losses, "weights_on_tiles": round(analog / whole, 4)}
-    else:
-        with torch.no_grad():
-            answer |= {"losses": [float(model(windows["near"][:1, :128], labels=windows["near"][:1, :128]).loss)]}
+    answer: Row = {}
+    run(True)
+    answer["imports_mb"] = peak()
+    answer["losses"] = run(arguments["smoke"])
     return answer | {"peak_mb": peak()}
 
 

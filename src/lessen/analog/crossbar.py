@@ -22,7 +22,7 @@ from lessen.analog.encoding import Plane
 from lessen.analog.resistance import effective
 from lessen.analog.streams import normal, stream
 
-_AT_ONCE = 2**21  # weights that are made into conductances at one time; about ten copies of them exist meanwhile
+_AT_ONCE = 2**18  # weights that are made into conductances at one time; about ten copies of them exist meanwhile
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ Noise of a reference column is the same number for all columns of a tile, and is
 Without an ADC nothing happens between the product and the sum, so tiles, slices and digits are one matrix again (`fold`).
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -20,6 +21,8 @@ from torch import Tensor
 from lessen.analog.chip import Chip
 from lessen.analog.crossbar import Crossbar, Layout
 from lessen.analog.resistance import far, lost_share
+
+_WIDENED = 4096  # columns of a matrix in half precision that are widened at one time
 
 
 @dataclass
@@ -137,27 +140,36 @@ def prepare(crossbar: Crossbar, scale: Tensor, chip: Chip, ranges: Ranges) -> Nu
     return Numbers(torch.cat(parts, 1) * steps, gain / steps, variance, shared, steps, load, len(parts))
 
 
-def beside(parts: list[Numbers], slices: int) -> Numbers:
-    """Numbers of columns that lie beside each other, as one."""
-    if len(parts) == 1:
-        return parts[0]
-    first = parts[0]
+def wide(first: Numbers, place: Layout, slices: int, room: Callable[[tuple[int, ...]], Tensor]) -> Numbers:
+    """Numbers for all columns of a layer, to be filled piece by piece.
 
-    def side_by_side(tensors: list[Tensor | None], split: int = slices) -> Tensor | None:
-        found = [t.unflatten(-1, (split, -1)) for t in tensors if t is not None]
-        return torch.cat(found, -1).flatten(-2) if found else None
+    Args:
+        first: those of its first piece.
+        place: the layer's layout.
+        slices: of its encoding.
+        room: gives memory for the matrix.
+    """
 
-    matrix = side_by_side([p.matrix for p in parts], 1 if first.gain is None else slices)
-    assert matrix is not None
-    return Numbers(
-        matrix,
-        side_by_side([p.gain for p in parts]),
-        side_by_side([p.variance for p in parts], 1 if first.gain is None else slices),
-        side_by_side([p.shared for p in parts]),
-        side_by_side([p.steps for p in parts]),
-        side_by_side([p.load for p in parts]),
-        first.powers,
-    )
+    def empty(like: Tensor | None, width: int) -> Tensor | None:
+        return None if like is None else like.new_empty((*like.shape[:2], width))
+
+    parts = 1 if first.gain is None else slices
+    width = parts * place.outputs
+    tensors = {name: empty(getattr(first, name), width) for name in ("gain", "variance", "steps", "load")}
+    shared = empty(first.shared, slices * place.column_tiles)
+    return Numbers(room((*first.matrix.shape[:2], width)), shared=shared, powers=first.powers, **tensors)
+
+
+def fill(whole: Numbers, piece: Numbers, part: slice, tile: int, slices: int) -> None:
+    """Put the numbers of some columns (whole tiles of `tile` columns) in their place."""
+    parts = 1 if whole.gain is None else slices
+    for name in ("matrix", "gain", "variance", "steps", "load"):
+        target, value = getattr(whole, name), getattr(piece, name)
+        if target is not None:
+            target.unflatten(-1, (parts, -1))[..., part] = value.unflatten(-1, (parts, -1))
+    if whole.shared is not None and piece.shared is not None:
+        reference = slice(part.start // tile, -(-part.stop // tile))
+        whole.shared.unflatten(-1, (slices, -1))[..., reference] = piece.shared.unflatten(-1, (slices, -1))
 
 
 def columns(codes: Tensor, numbers: Numbers, chip: Chip, generator: torch.Generator | None) -> Tensor:
@@ -185,7 +197,15 @@ def columns(codes: Tensor, numbers: Numbers, chip: Chip, generator: torch.Genera
 
 
 def _product(a: Tensor, b: Tensor) -> Tensor:
-    """`tile vector row` by `tile row column`; a single tile takes the faster road of one product."""
+    """`tile vector row` by `tile row column`; a single tile takes the faster road of one product, a narrow matrix widens piece by piece."""
+    if b.dtype != a.dtype:
+        found = a.new_empty((a.shape[0], a.shape[1], b.shape[2]))
+        for start in range(0, b.shape[2], _WIDENED):
+            part = slice(start, start + _WIDENED)
+            torch.bmm(a, b[..., part].to(a.dtype), out=found[..., part]) if a.shape[0] > 1 else torch.mm(
+                a[0], b[0, :, part].to(a.dtype), out=found[0, :, part]
+            )
+        return found
     return (a[0] @ b[0])[None] if a.shape[0] == 1 else torch.bmm(a, b)
 
 

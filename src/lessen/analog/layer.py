@@ -8,6 +8,7 @@ computed if asked to. Biases are added digitally.
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from math import prod
 from typing import Literal, cast
 
 import torch
@@ -37,6 +38,7 @@ class Tiles:
         mode: "run"; "digital", in which the layer computes as if it were not on tiles; or, while ranges are calibrated, "inputs" and
             "sums", in which it computes digitally and looks.
         generator: of noise that is fresh in every read.
+        room: memory of `numbers.matrix`, reserved once.
         before: mean magnitude of the columns just after programming, for the compensation of drift.
         listener: told of the inputs, `vector (group input)`, and the weight of every digital call; None: nobody asks.
     """
@@ -48,6 +50,7 @@ class Tiles:
     numbers: Numbers | None = None
     mode: Literal["run", "digital", "inputs", "sums"] = "run"
     generator: torch.Generator | None = None
+    room: Tensor | None = None
     before: dict[int, tuple[int, Tensor]] = field(default_factory=dict)
     listener: Callable[[Tensor, Tensor], None] | None = None
 
@@ -81,16 +84,30 @@ class Tiles:
             mean = torch.cat([p.mean(-1, keepdim=True).expand_as(p) for p in mean.split(self.chip.columns, -1)], -1)
         return mean.clamp(min=1e-12)
 
+    def reserve(self, weight: Tensor, store: torch.dtype | None) -> None:
+        """Take the memory for what is programmed before any passing copies are made, and keep it for all moments to come."""
+        size = len(self.chip.encoding.shifts) * self.place.groups * self.place.row_tiles * self.place.rows * self.place.outputs
+        wanted = weight.dtype if store is None else store
+        if self.room is None or self.room.dtype != wanted:
+            self.room = torch.empty(size, dtype=wanted)
+
     def program(self, weight: Tensor, moment: Moment, store: torch.dtype | None) -> None:
         """Make the layer ready for a moment of a chip's life."""
         self._check_ranges()
-        made = []
+        self.reserve(weight, store)
+        slices, whole = len(self.chip.encoding.shifts), None
         for number, columns, tiles in pieces(weight.detach(), self.place):
-            crossbar, scale = self._piece(number, tiles, moment)
-            numbers = self._ready(crossbar, scale, columns)
-            numbers.matrix = numbers.matrix if store is None else numbers.matrix.to(store)
-            made.append(numbers)
-        self.numbers = execute.beside(made, len(self.chip.encoding.shifts))
+            numbers = self._ready(*self._piece(number, tiles, moment), columns)
+            whole = execute.wide(numbers, self.place, slices, self._room) if whole is None else whole
+            execute.fill(whole, numbers, columns, self.place.columns, slices)
+        self.numbers = whole
+
+    def _room(self, shape: tuple[int, ...]) -> Tensor:
+        """The reserved memory in a shape; anew if devices that are not ohmic need more of it."""
+        assert self.room is not None
+        if self.room.numel() < prod(shape):
+            self.room = torch.empty(prod(shape), dtype=self.room.dtype)
+        return self.room[: prod(shape)].view(shape)
 
     def _ready(self, crossbar: Crossbar, scale: Tensor, columns: slice) -> Numbers:
         """The numbers of some columns."""
@@ -160,17 +177,15 @@ class Tiles:
 
     def run(self, x: Tensor) -> Tensor:
         """Outputs of `vector (group input)`, without the bias."""
-        numbers = self.ready(x.dtype)
+        numbers = self.ready()
         codes, unit = execute.drive(x, self.chip, self.ranges.input if self.chip.dac.range == "calibrated" else None)
         found = execute.combine(codes, numbers, self.chip, self.place, self.generator)
         return found.mul_(unit) if self.chip.dac.bits is not None else found
 
-    def ready(self, dtype: torch.dtype) -> Numbers:
-        """The numbers in the precision of the inputs; an error before programming."""
+    def ready(self) -> Numbers:
+        """The numbers; an error before programming."""
         if self.numbers is None:
             raise LessenError(f"analog layer {self.name}", got="no programmed tiles", wanted="a chip", remedy="call program(seed) first")
-        if self.numbers.matrix.dtype != dtype:
-            return replace(self.numbers, matrix=self.numbers.matrix.to(dtype))
         return self.numbers
 
 
@@ -239,7 +254,7 @@ class _AnalogConv(nn.modules.conv._ConvNd):
         plain = chip.dac.cycles == 1 and (chip.dac.bits is None or chip.dac.range == "calibrated")
         if not plain or not hasattr(self, "_conv_forward"):
             return None
-        numbers = tiles.ready(x.dtype)
+        numbers = tiles.ready()
         one = tiles.place.row_tiles == 1 and len(chip.encoding.shifts) == 1
         if numbers.powers > 1 or numbers.load is not None or numbers.shared is not None or not (one or numbers.gain is None):
             return None
@@ -257,7 +272,7 @@ class _AnalogConv(nn.modules.conv._ConvNd):
 
     def _convolved(self, codes: Tensor, matrix: Tensor) -> Tensor:
         """A convolution whose kernel is given as `group row column`."""
-        kernel = matrix.transpose(1, 2).reshape(self.weight.shape)
+        kernel = matrix.to(codes.dtype).transpose(1, 2).reshape(self.weight.shape)
         return self._conv_forward(codes, kernel, None)  # pyright: ignore[reportAttributeAccessIssue]
 
 

@@ -89,6 +89,8 @@ class Mapped:
         self.chip.device.check_time(seconds)
         self.seconds = seconds
         with torch.no_grad():
+            for name, layer in self.layers.items():
+                self.tiles(name).reserve(matrix(layer), self.store)
             for done, (name, layer) in enumerate(self.layers.items(), start=1):
                 tiles = self.tiles(name)
                 tiles.numbers = None  # what was there makes room first
