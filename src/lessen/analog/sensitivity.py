@@ -130,6 +130,8 @@ class Bench:
         mapped = self.mapped
         if self._shown is not None and self._room():
             self._held[self._shown] = {name: mapped.tiles(name).numbers for name in mapped.layers}
+            for name in mapped.layers:
+                mapped.tiles(name).room = None  # the next chip takes memory of its own
         held = self._held.get(chip)
         if held is None:
             mapped.program(chip, self.seconds)
