@@ -3,6 +3,7 @@
 from lessen.analog.devices.device import Device
 from lessen.analog.devices.flash import NorFlash, SonosFlash
 from lessen.analog.devices.gaussian import Gaussian
+from lessen.analog.devices.measured import Measured
 from lessen.analog.devices.pcm import PCM, FoundationPCM, HermesPCM, HermesSinglePCM, JoshiPCM
 from lessen.analog.devices.rram import CmoRRAM, MiloRRAM, WanCubicRRAM, WanRRAM
 from lessen.analog.devices.sram import SramCell
@@ -22,4 +23,5 @@ DEVICES: tuple[type[Device], ...] = (
     NorFlash,
     SonosFlash,
     SramCell,
+    Measured,
 )

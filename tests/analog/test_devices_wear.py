@@ -1,0 +1,69 @@
+"""Use of a device: pulses counted against the formula, life, disturbance by reading."""
+
+import math
+
+import pytest
+import torch
+
+from lessen.analog.devices import DEVICES
+from lessen.analog.devices.flash import NorFlash
+from lessen.analog.devices.gaussian import Gaussian
+from lessen.analog.devices.wear import Wear, expected_pulses, verified, wear
+from lessen.errors import LessenError, UsageError
+
+
+@pytest.mark.parametrize("ratio", [0.25, 1.0, 3.0])
+def test_pulses_of_write_and_verify_are_as_many_as_the_formula_says(ratio: float):
+    device = Gaussian(written=0.02)  # 0.5 uS of 25
+    target = torch.full((200, 500), 12.0)
+    g, pulses = verified(device, target, 0.5 * ratio, torch.Generator().manual_seed(0))
+    expected = float(expected_pulses(torch.tensor(0.5), 0.5 * ratio))
+    # Geometric: the mean of 100,000 counts has a standard error of sqrt(1 - p) / (p sqrt(n)), at most 0.3 % of 1 / p.
+    assert float(pulses.double().mean()) == pytest.approx(expected, rel=0.015)
+    assert float((g - target).abs().max()) <= 0.5 * ratio
+    assert g.shape == pulses.shape == target.shape
+    # What is accepted is the same Gaussian, cut: its deviation has a closed form.
+    cut = ratio * math.sqrt(2 / math.pi) * math.exp(-ratio * ratio / 2) / math.erf(ratio / math.sqrt(2))
+    assert float(g.double().std()) == pytest.approx(0.5 * math.sqrt(1 - cut), rel=0.01)
+
+
+def test_what_is_never_accepted_is_an_error():
+    with pytest.raises(LessenError, match=r"write and verify: got .* of 100 devices outside after 3 pulses"):
+        verified(Gaussian(written=0.1), torch.full((100,), 12.0), 0.01, torch.Generator().manual_seed(0), limit=3)
+    for tolerance in (0.0, -1.0, math.nan):
+        with pytest.raises(UsageError, match="tolerance"):
+            verified(Gaussian(), torch.ones(2), tolerance, torch.Generator())
+        with pytest.raises(UsageError, match="tolerance"):
+            expected_pulses(torch.ones(2), tolerance)
+
+
+def test_a_fixed_network_lives_for_ever_and_one_that_learns_does_not():
+    assert Wear(1e5).lifetime_seconds(3, 0.0) == math.inf
+    assert Wear(1e5).lifetime_seconds(5, 2.0) == 1e4
+    assert Wear().lifetime_seconds(5, 2.0) == math.inf
+    for pulses, rate in ((0.0, 1.0), (1.0, -1.0), (math.nan, 1.0)):
+        with pytest.raises(UsageError, match="lifetime"):
+            Wear(1e5).lifetime_seconds(pulses, rate)
+
+
+def test_reads_disturb_with_their_logarithm():
+    found, g = Wear(disturb=0.01, onset=1e6), torch.tensor([2.0, 10.0], dtype=torch.float64)
+    torch.testing.assert_close(found.disturbed(g, 0), g)
+    torch.testing.assert_close(found.disturbed(g, 9e6), g * 1.01)
+    torch.testing.assert_close(found.disturbed(g, 1e12 - 1e6), g * 1.06)
+    assert bool((Wear(disturb=-0.5).disturbed(g, 1e300) == 0).all())
+    for reads in (-1.0, math.nan, math.inf):
+        with pytest.raises(UsageError, match="reads"):
+            found.disturbed(g, reads)
+
+
+def test_every_device_has_an_order_of_magnitude():
+    assert wear(NorFlash()).endurance < wear(DEVICES[2]()).endurance
+    for kind in DEVICES:
+        assert wear(kind()).endurance > 0
+
+
+@pytest.mark.parametrize("wrong", [{"endurance": 0.0}, {"endurance": math.nan}, {"disturb": 1.0}, {"onset": 0.0}])
+def test_wear_that_makes_no_sense_is_refused(wrong: dict[str, float]):
+    with pytest.raises(UsageError, match="Wear"):
+        Wear(**wrong)
