@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 import lessen
 from lessen.core.edit import Keep
+from lessen.errors import UsageError
 from lessen.methods import Magnitude
 from lessen.structure.check import check
 from lessen.structure.resize import expressible, resizes
@@ -148,3 +149,10 @@ def test_heads_of_layers_that_pytorch_runs_in_one_kernel_are_proved():
     smaller: Any = check(model, resizes(model, structure, [Keep(heads, torch.tensor([0, 1, 3]))]), inputs)
     assert smaller[1].self_attn.num_heads == 3 and smaller[1].self_attn.embed_dim == 12
     assert torch.backends.mha.get_fastpath_enabled() is fast
+
+
+def test_channels_that_norms_hold_together_are_named_where_there_are_no_others():
+    model, inputs = nn.Sequential(nn.Linear(4, 8), nn.LayerNorm(8), nn.ReLU(), nn.Linear(8, 2)), torch.randn(3, 4)
+    with pytest.raises(UsageError, match=r"no unit that it could prune.*kinds=\['width'\] takes it all the same"):
+        lessen.prune(model, inputs, method=Magnitude(), to="20%")
+    assert lessen.prune(model, inputs, method=Magnitude(), to="20%", kinds=["width"]).edits

@@ -94,6 +94,9 @@ def choose(model: nn.Module, example: Any, method: Any, given: Given, kinds: Seq
     if not units:
         asked = "" if kinds is None else f" of kind {' or '.join(kinds)}"
         remedy = "look at lessen.trace(model, example_inputs): it says what is held, and why"
+        also = [unit.kind for unit in (() if structure is None else structure.units) if unit.kind in (*wanted, "width") and unit.normed]
+        if also and kinds is None:
+            remedy = f"norms look at all that there is as a whole: kinds={list(dict.fromkeys(also))} takes it all the same"
         raise UsageError(type(method).__name__, got=f"no unit{asked} that it could prune", wanted="one at least", remedy=remedy)
     taken, crossed = _disjoint(units, list(dict.fromkeys([*wanted, *(unit.kind for unit in units)])))
     if crossed and not isinstance(given, Structure | None):
