@@ -147,7 +147,10 @@ def _settings(session: Session, phases: Sequence[Options]) -> dict[str, Any]:
 def _plain(value: Any) -> Any:
     if isinstance(value, tuple | list):
         return [_plain(v) for v in value]
-    return value if isinstance(value, str | int | float | None) else repr(value) if hasattr(value, "__dataclass_fields__") else str(value)
+    if isinstance(value, str | int | float | None):
+        return value
+    # the text of a function holds its address, which is another one after a kill
+    return repr(value) if hasattr(value, "__dataclass_fields__") else getattr(value, "__qualname__", str(value))
 
 
 def _spread(found: Any) -> Any:

@@ -1,8 +1,10 @@
 """Settings of the training loop. The docstring under a field is its help, here and on the command line."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
+
+from torch import nn
 
 from lessen.errors import UsageError
 from lessen.recover.losses import Logits, Loss
@@ -54,6 +56,8 @@ class Options:
     """Steps between two checkpoints, if there is a work directory."""
     shard: bool = False
     """With several processes: shard weights, gradients and optimizer state (FSDP2) instead of copying them (DDP)."""
+    after_step: Callable[[nn.Module], None] | None = None
+    """Called with the student after every step, without gradients: what brings its parameters back to where they may be."""
     seed: int = 0
     """Of the order of the samples, and of whatever randomness the model has."""
 

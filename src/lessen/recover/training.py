@@ -142,6 +142,9 @@ class Training:
             raise LessenError(where, got=f"loss {value}, gradient norm {norm}", wanted="numbers", remedy="lower the learning rate")
         self.optimizer.step()
         self.optimizer.zero_grad()
+        if options.after_step is not None:
+            with torch.no_grad():
+                options.after_step(session.student)
         return value, rate
 
     def _clip(self) -> float:

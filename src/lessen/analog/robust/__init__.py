@@ -1,0 +1,1 @@
+"""Making networks robust against what chips do to them, one method a file."""
