@@ -20,6 +20,7 @@ BENCHMARKS = {
     "prune_llm": ("benchmarks.prune_llm", "SmolLM2 with 10, 20, 30 % of its parameters gone, compensated and recovered, and its peers"),
     "prune_coverage": ("benchmarks.prune_coverage", "structured pruning of every architecture, against Torch-Pruning"),
     "analog_speed": ("benchmarks.analog_speed", "simulated analog layers and networks against digital ones and other toolkits"),
+    "analog_cost": ("benchmarks.analog_cost", "energy, latency and area on analog chips; the Pareto front of a search"),
     "start": ("benchmarks.start", "how long `lessen --help` takes"),
 }
 

@@ -53,7 +53,11 @@ def test_a_layer_by_hand():
     digital = 10 * (140 * figures.shift_add_pj + 140 * figures.scale_pj + 70 * figures.add_pj)
     assert layer.energy.digital == pytest.approx(digital)
     assert layer.energy.buffers == pytest.approx(8 * (1000 * 3 + 10 * 100 * 3) * figures.memory_pj(64))
-    assert layer.energy.interconnect > 1000 * 3 * 8 * figures.hop_pj
+    # inputs cross to the middle of six tiles, then pass two more column tiles; partial sums of 16 bits go to the next row tile
+    pitch = (found.area.total / 6) ** 0.5 * 1e-3
+    along = figures.hop_pj + figures.wire_pj(pitch)
+    crossing = figures.hop_pj + figures.wire_pj(pitch * 6**0.5 / 2)
+    assert layer.energy.interconnect == pytest.approx(8 * 1000 * (crossing + 2 * along) + 10 * 70 * 16 * along)
     assert layer.energy.loading == 0
     # 10 vectors, 4 columns at 10 ns take less than a read of 50 ns; the last waits for its own conversions and three additions
     assert (layer.busy_ns, layer.latency_ns) == (500, 9 * 50 + 50 + 40 + 3)
@@ -208,6 +212,14 @@ def test_results_are_data():
     assert data["summary"]["energy_uj"] == pytest.approx(found.energy_pj * 1e-6)
     lines = found.table().splitlines()
     assert len(lines) == 4 and lines[1].startswith("wide") and "digital" in lines[3]
+
+
+def test_tiles_of_a_cluster_share_buffer_and_router():
+    alone, shared = cost([WIDE], CHIP).area, cost([WIDE], replace(CHIP, system=replace(CHIP.system, cluster=8))).area
+    assert shared.buffers == pytest.approx(alone.buffers / 8) and shared.interconnect == pytest.approx(alone.interconnect / 8)
+    assert shared.adc == alone.adc
+    with pytest.raises(UsageError, match="cluster=0"):
+        System(cluster=0)
 
 
 def test_peak_density_counts_the_tile_alone():

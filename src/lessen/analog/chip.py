@@ -55,6 +55,8 @@ class System:
     """Whose formulae price a converter (`analog.cost.adc`)."""
     buffer: Literal["sram", "edram"] = "sram"
     """Kind of the activation memory."""
+    cluster: int = 1
+    """Tiles that share a buffer and a router."""
     cell_f2: float = 48.0
     """Area of one cell in squares of the node; 48 is NeuroSim's default for one transistor and one resistor."""
     write_pj: float = 100.0
@@ -69,6 +71,8 @@ class System:
                 raise UsageError("System", got=f"{name}={getattr(self, name)}", wanted="a positive number")
         if self.tiles is not None and self.tiles < 1:
             raise UsageError("System", got=f"tiles={self.tiles}", wanted="at least one tile, or none for as many as are needed")
+        if self.cluster < 1:
+            raise UsageError("System", got=f"cluster={self.cluster}", wanted="at least one tile")
 
 
 @dataclass(frozen=True)

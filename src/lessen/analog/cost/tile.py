@@ -98,12 +98,13 @@ def transport_energy(shape: LayerShape, chip: Chip, adc: AdcModel | None = None)
     where, figures, bits = place(shape, chip), Technology.of(chip.system), input_bits(chip)
     memory = figures.memory_pj(chip.system.buffer_kib, chip.system.buffer)
     pitch = sqrt(tile_area(chip, adc).total) * 1e-3
-    arriving = shape.reads * where.column_tiles * bits
+    arriving, copies = shape.reads * bits, where.column_tiles
     partial = shape.vectors * shape.groups * shape.outputs * (where.row_tiles - 1) * _SUM_BITS
-    far = pitch * max(1.0, sqrt(where.tiles) / 2)  # halfway across the tiles of the layer
+    far = pitch * max(1.0, sqrt(where.tiles) / 2)  # halfway across the tiles of the layer, then from column tile to column tile
+    along = figures.hop_pj + figures.wire_pj(pitch)
     return Energy(
-        buffers=(arriving + shape.vectors * where.inputs * bits) * memory,
-        interconnect=arriving * (figures.hop_pj + figures.wire_pj(far)) + partial * (figures.hop_pj + figures.wire_pj(pitch)),
+        buffers=(arriving * copies + shape.vectors * where.inputs * bits) * memory,
+        interconnect=arriving * (figures.hop_pj + figures.wire_pj(far) + (copies - 1) * along) + partial * along,
     )
 
 
@@ -122,8 +123,8 @@ def tile_area(chip: Chip, adc: AdcModel | None = None) -> Area:
         adc=converters * model.area_um2(chip),
         dac=chip.array.rows * figures.dac_um2(_driven_bits(chip)),
         digital=converters * figures.shift_add_um2 + units * (figures.mac_um2 + figures.add_um2),
-        buffers=figures.memory_um2(system.buffer_kib, system.buffer),
-        interconnect=figures.router_um2,
+        buffers=figures.memory_um2(system.buffer_kib, system.buffer) / system.cluster,
+        interconnect=figures.router_um2 / system.cluster,
     )
 
 
