@@ -13,7 +13,8 @@ from torch.nn import functional as F
 class AnalogAttention(nn.Module):
     """Takes the place of an `nn.MultiheadAttention` and shares its weights."""
 
-    _qkv_same_embed_dim = False  # keeps torch's encoder layer from its own fast path, which calls no module
+    in_proj_bias = None
+    _qkv_same_embed_dim = False  # both keep torch's encoder layer from its own fast path, which calls no module
 
     def __init__(self, module: nn.MultiheadAttention):
         super().__init__()

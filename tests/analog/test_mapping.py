@@ -1,0 +1,282 @@
+"""Networks on tiles: exact where the chip is ideal, disturbed as the formulae say where it is not, and the model as it was."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from lessen.analog.chip import Array, Chip, System
+from lessen.analog.devices.gaussian import Gaussian
+from lessen.analog.devices.pcm import PCM
+from lessen.analog.encoding import Differential, Encoding, Offset, Sliced
+from lessen.analog.mapping import Split, map
+from lessen.analog.periphery import Adc, Dac
+from lessen.errors import LessenError, UsageError
+
+ENCODINGS = [Differential(), Differential("tile"), Offset(), Offset("tile")]
+TILES = [Array(512, 512), Array(7, 5), Array(16, 6)]
+
+
+def small(dtype: torch.dtype = torch.float64) -> nn.Module:
+    torch.manual_seed(0)
+    first = nn.Sequential(
+        nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 16, 3, stride=2, groups=4, padding_mode="reflect", padding=1)
+    )
+    rest = nn.Sequential(nn.ReLU(), nn.Flatten(), nn.Linear(16 * 16, 20), nn.ReLU(), nn.Linear(20, 10, bias=False))
+    return nn.Sequential(first, rest).to(dtype)
+
+
+def pictures(dtype: torch.dtype = torch.float64) -> Tensor:
+    return torch.randn(4, 3, 8, 8, dtype=dtype, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.mark.parametrize("encoding", ENCODINGS, ids=repr)
+@pytest.mark.parametrize("array", TILES, ids=repr)
+@torch.no_grad()
+def test_an_ideal_chip_computes_what_the_layers_do(encoding: Encoding, array: Array):
+    model, x = small(), pictures()
+    mapped = map(model, Chip(encoding=encoding, array=array)).program()
+    assert torch.allclose(mapped(x), model(x), rtol=0, atol=1e-12)  # rounding of float64 over some hundred terms
+
+
+@torch.no_grad()
+def test_an_ideal_converter_road_computes_it_too():
+    """Nothing folds if an ADC stands between: its steps are made so small that they do not show."""
+    model, x = small(), pictures()
+    for array in TILES:
+        chip = Chip(array=array, adc=Adc(20, range=64.0, per="tile"))
+        assert torch.allclose(map(model, chip).program()(x), model(x), rtol=0, atol=2e-2)
+
+
+@pytest.mark.parametrize("pair", [Differential(), Offset()], ids=repr)
+@torch.no_grad()
+def test_slices_are_the_digits_of_the_rounded_weight(pair: Differential | Offset):
+    linear, x = nn.Linear(12, 5).double(), torch.randn(3, 12, dtype=torch.float64)
+    scale = linear.weight.abs().amax(1, keepdim=True)
+    rounded = (linear.weight / scale * 127).round() / 127 * scale
+    mapped = map(linear, Chip(encoding=Sliced(8, 2, pair), array=Array(12, 64))).program()
+    assert torch.allclose(mapped(x), x @ rounded.t() + linear.bias, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("digit_bits", [None, 1, 3])
+@torch.no_grad()
+def test_digits_of_inputs_add_up_to_the_rounded_input(digit_bits: int | None):
+    linear, x = nn.Linear(12, 5).double(), torch.randn(6, 12, dtype=torch.float64)
+    chip = Chip(dac=Dac(8, digit_bits=digit_bits, quantile=1.0), array=Array(5, 64))
+    mapped = map(linear, chip, calibration=[x]).program()
+    rounded = (x / x.abs().max() * 127).round() / 127 * x.abs().max()
+    assert torch.allclose(mapped(x), linear(rounded), rtol=0, atol=1e-6)  # a quantile is taken in float32
+
+
+@torch.no_grad()
+def test_an_adc_rounds_and_clips_the_sums_of_each_tile():
+    linear, x = nn.Linear(6, 4, bias=False).double(), torch.randn(5, 6, dtype=torch.float64)
+    chip = Chip(adc=Adc(4, range=0.5), array=Array(3, 64))
+    scale = linear.weight.abs().unflatten(1, (2, 3)).amax(2)  # output tile
+    expected = torch.zeros(5, 4, dtype=torch.float64)
+    for tile in range(2):
+        part = slice(3 * tile, 3 * tile + 3)
+        sums = x[:, part] @ (linear.weight[:, part] / scale[:, tile, None]).t()
+        expected += (sums / 0.5 * 7).round().clamp(-7, 7) / 7 * 0.5 * scale[:, tile]
+    assert torch.allclose(map(linear, chip).program()(x), expected, rtol=0, atol=1e-12)
+
+
+@torch.no_grad()
+def test_a_dynamic_range_is_that_of_each_vector():
+    linear = nn.Linear(12, 5).double()
+    x = torch.randn(6, 12, dtype=torch.float64) * torch.logspace(-3, 3, 6, dtype=torch.float64)[:, None]
+    full = x.abs().amax(1, keepdim=True)
+    rounded = (x / full * 127).round() / 127 * full
+    mapped = map(linear, Chip(dac=Dac(8, range="dynamic"))).program()
+    assert torch.allclose(mapped(x), linear(rounded), rtol=1e-12, atol=1e-12)
+    assert torch.equal(mapped(torch.zeros(1, 12, dtype=torch.float64))[0], linear.bias)
+
+
+@pytest.mark.parametrize("encoding", [Differential(), Offset()], ids=repr)
+@pytest.mark.parametrize("adc", [Adc(None), Adc(20, range=400.0)], ids=["folded", "read"])
+@torch.no_grad()
+def test_fresh_noise_has_the_law_of_a_matrix_drawn_for_every_vector(encoding: Encoding, adc: Adc):
+    linear = nn.Linear(24, 3, bias=False)
+    x = torch.randn(1, 24, generator=torch.Generator().manual_seed(2)).expand(20000, 24)
+    chip = Chip(device=Gaussian(written=0.0, reading=0.05), encoding=encoding, reads="fresh", adc=adc, array=Array(10, 64))
+    found = map(linear, chip).program()(x)
+    scale = torch.stack([w.abs().amax(1) for w in linear.weight.split(8, 1)])  # 24 inputs lie on three tiles of 8
+    energy = torch.stack([part[0].square().sum() for part in x.split(8, 1)])
+    per_weight = (
+        2 * 0.05**2 if isinstance(encoding, Differential) else 4 * 2 * 0.05**2
+    )  # pair; or device and reference, weights of half range
+    sigma = (per_weight * (scale.square() * energy[:, None])).sum(0).sqrt()
+    assert torch.allclose(found.std(0), sigma, rtol=0.03)  # 20,000 draws: 0.5 % of standard error
+    assert torch.allclose(found.mean(0), linear(x[0]), atol=float(5 * sigma.max() / 20000**0.5))
+    shared = torch.corrcoef(found.t())[0, 1].abs()
+    assert (shared > 0.3) == isinstance(encoding, Offset), "columns share the noise of their reference, and nothing else"
+
+
+@torch.no_grad()
+def test_a_chip_stays_what_it_is_and_another_is_another():
+    model, x = small(torch.float32), pictures(torch.float32)
+    mapped = map(model, Chip(device=PCM()))
+    first, later = mapped.program(3)(x), mapped.at(86400.0)(x)
+    assert torch.equal(mapped.at(20.0)(x), first)
+    assert torch.equal(mapped.program(3, 86400.0)(x), later)
+    assert not torch.equal(mapped.program(4)(x), first)
+    assert not torch.equal(later, first)
+
+
+@torch.no_grad()
+def test_compensation_undoes_the_mean_of_drift():
+    linear = nn.Linear(256, 64, bias=False)
+    x = torch.randn(50, 256)
+    gains = {}
+    for how in ("none", "tile", "column"):
+        mapped = map(linear, Chip(device=PCM(), reads="quiet", compensation=how)).program(0, 365 * 86400.0)
+        found = mapped(x)
+        gains[how] = float((found * linear(x)).sum() / linear(x).square().sum())
+    assert gains["none"] < 0.6  # (1 year / 20 s)^-0.05 = 0.49
+    assert abs(gains["tile"] - 1) < 0.06 and abs(gains["column"] - 1) < 0.06
+
+
+@torch.no_grad()
+def test_narrow_storage_changes_less_than_any_device():
+    model, x = small(torch.float32), pictures(torch.float32)
+    wide, narrow = (map(model, Chip(device=PCM(), array=Array(16, 64)), store=s).program(0)(x) for s in (None, torch.float16))
+    error = (narrow - wide).norm() / wide.norm()
+    assert 0 < error < 2e-3  # 11 bits
+
+
+def test_the_model_is_as_it_was_and_shares_its_parameters():
+    model, x = small(torch.float32), pictures(torch.float32)
+    before = {name: (id(p), p.clone()) for name, p in model.named_parameters()}
+    modules = [id(m) for m in model.modules()]
+    mapped = map(model, Chip(device=PCM(), dac=Dac(8), adc=Adc(8)), calibration=[x]).program()
+    assert {id(p) for p in mapped.model.parameters()} == {i for i, _ in before.values()}
+    assert all(id(p) == before[n][0] and torch.equal(p, before[n][1]) for n, p in model.named_parameters())
+    assert [id(m) for m in model.modules()] == modules
+    assert model.training and mapped.model.training
+
+
+class Attending(nn.Module):
+    """Attention of torch, and an encoder layer, which in evaluation has a fast path that calls no module."""
+
+    def __init__(self, batch_first: bool = True):
+        super().__init__()
+        self.attention = nn.MultiheadAttention(16, 4, batch_first=batch_first, add_bias_kv=True)
+        self.layer = nn.TransformerEncoderLayer(16, 4, 32, batch_first=batch_first)
+        self.cross = nn.MultiheadAttention(16, 2, kdim=8, vdim=12, batch_first=batch_first, bias=False)
+
+    def forward(self, x: Tensor, mask: Tensor, padding: Tensor) -> tuple[Tensor, Tensor]:
+        y, weights = self.attention(x, x, x, key_padding_mask=padding, attn_mask=mask)
+        z = self.layer(y, src_mask=mask, src_key_padding_mask=padding)
+        return self.cross(z, x[..., :8], x[..., 4:], need_weights=False)[0], weights
+
+
+@pytest.mark.parametrize("batch_first", [True, False])
+@torch.no_grad()
+def test_attention_of_torch_lies_on_tiles(batch_first: bool):
+    torch.manual_seed(0)
+    model = Attending(batch_first).double().eval()
+    x = torch.randn(2, 5, 16, dtype=torch.float64)
+    mask = torch.triu(torch.ones(5, 5, dtype=torch.bool), 1)
+    padding = torch.tensor([[False] * 5, [False] * 4 + [True]])
+    x = x if batch_first else x.transpose(0, 1)
+    mapped = map(model, Chip(array=Array(7, 64))).program()
+    assert len(mapped.layers) == 4 + 4 + 2 + 4
+    for ours, theirs in zip(mapped(x, mask, padding), model(x, mask, padding), strict=True):
+        assert torch.allclose(ours, theirs, rtol=0, atol=1e-12)
+    disturbed = map(model, Chip(device=Gaussian())).program()(x, mask, padding)[0]
+    assert not torch.allclose(disturbed, model(x, mask, padding)[0], atol=1e-3), "the fast path must not go round the tiles"
+
+
+@torch.no_grad()
+def test_language_models_and_their_transposed_layers():
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    torch.manual_seed(0)
+    model = GPT2LMHeadModel(GPT2Config(n_embd=16, n_layer=2, n_head=2, vocab_size=50, n_positions=20)).double().eval()
+    tokens = torch.arange(10)[None]
+    mapped = map(model, Chip(array=Array(7, 64)), split=["*.mlp.c_proj"]).program()
+    assert torch.allclose(mapped(tokens).logits, model(tokens).logits, rtol=0, atol=1e-12)
+    assert sorted(n for n, why in mapped.digital.items() if why == "kept digital") == [f"transformer.h.{i}.mlp.c_proj" for i in (0, 1)]
+    assert mapped.digital["transformer.wte"] == "Embedding has no analog counterpart"
+
+
+@torch.no_grad()
+def test_what_has_no_counterpart_is_listed_and_stays_exact():
+    model = nn.Sequential(nn.Linear(6, 6), nn.GRU(6, 4, batch_first=True)).double()
+    x = torch.randn(2, 3, 6, dtype=torch.float64)
+    mapped = map(model, Chip()).program()
+    assert mapped.digital == {"1": "GRU has no analog counterpart"}
+    assert torch.allclose(mapped(x)[0], model(x)[0], atol=1e-12)
+    analog, whole = mapped.weights
+    assert (analog, whole) == (36, 36 + 3 * 4 * 6 + 3 * 4 * 4)
+
+
+def test_ranges_that_nobody_set_are_an_error():
+    with pytest.raises(
+        LessenError, match=r"analog layer 0: got converters without ranges, wanted calibration data; map\(\.\.\., calibration="
+    ):
+        map(nn.Sequential(nn.Linear(3, 3)), Chip(dac=Dac(8))).program()
+
+
+def test_a_layer_that_calibration_does_not_reach_is_an_error():
+    class Idle(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.used, self.idle = nn.Linear(3, 3), nn.Linear(3, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.used(x)
+
+    with pytest.raises(LessenError, match="calibration of idle: got no input"):
+        map(Idle(), Chip(dac=Dac(8)), calibration=[torch.randn(2, 3)])
+
+
+def test_wrong_requests_are_answered_in_a_line():
+    model = nn.Sequential(nn.Linear(300, 300))
+    with pytest.raises(UsageError, match="split: got '1', wanted a module of the model or a pattern; choose from 0"):
+        map(model, Chip(), split=["1"])
+    with pytest.raises(UsageError, match="layer 0: got 16 tiles, wanted at most the 10 of chip tiny"):
+        map(model, Chip(array=Array(100, 200), system=System(tiles=10), name="tiny"))
+    with pytest.raises(UsageError, match="map: got no layer for tiles"):
+        map(nn.Sequential(nn.ReLU()), Chip())
+    with pytest.raises(UsageError, match=r"time of PCM: got 1 s, wanted at least 20 s"):
+        map(model, Chip(device=PCM())).program().at(1.0)
+    with pytest.raises(UsageError, match=r"Mapped.at: got a chip that is not programmed"):
+        map(model, Chip()).at(1.0)
+    with pytest.raises(UsageError, match=r"Adc: got bits=0"):
+        Adc(0)
+    with pytest.raises(UsageError, match="chip unnamed: got 1 columns, 2 devices for a weight"):
+        Chip(array=Array(8, 1))
+    with pytest.raises(UsageError, match=r"calibration: got no batch"):
+        map(model, Chip(dac=Dac(8)), calibration=[])
+
+
+@torch.no_grad()
+def test_a_layer_in_pieces_is_the_layer(monkeypatch: pytest.MonkeyPatch):
+    from lessen.analog import crossbar
+
+    linear, x = nn.Linear(6, 40).double(), torch.randn(3, 6, dtype=torch.float64)
+    monkeypatch.setattr(crossbar, "_AT_ONCE", 6 * 8)
+    for encoding in (Differential(), Offset(), Sliced(16, 4)):
+        chip = Chip(
+            encoding=encoding,
+            array=Array(4, 8 * encoding.devices),
+            adc=Adc(20, range=30.0),
+            reads="fresh",
+            device=Gaussian(written=0.0, reading=1e-9),
+        )
+        found = map(linear, chip).program()(x)
+        assert torch.allclose(found, linear(x), atol=2e-3)
+        assert not torch.equal(found, map(linear, replace(chip, device=Gaussian(written=0.1)), split=Split()).program()(x))
+
+
+def test_moments_of_half_a_model():
+    """Layers of a module that is a single layer, and inputs without a batch."""
+    linear = nn.Linear(4, 3)
+    mapped = map(linear, Chip()).program()
+    assert mapped(torch.randn(4)).shape == (3,)
+    conv = nn.Conv1d(3, 4, 3, dilation=2, padding="same")
+    x = torch.randn(3, 11)
+    with torch.no_grad():
+        assert torch.allclose(map(conv, Chip(array=Array(4, 64))).program()(x), conv(x), atol=1e-5)

@@ -1,0 +1,73 @@
+"""Quality over time: rows do not depend on how they came about, and a killed run goes on."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from lessen.analog.chip import Chip
+from lessen.analog.devices.pcm import PCM
+from lessen.analog.mapping import map
+from lessen.analog.simulation import parse_time, simulate, standard_times
+from lessen.core.event import Event
+from lessen.errors import UsageError
+
+
+def case() -> tuple[nn.Module, torch.Tensor]:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(20, 30), nn.ReLU(), nn.Linear(30, 5)), torch.randn(40, 20)
+
+
+def test_quality_falls_with_time_and_spreads_over_chips():
+    model, x = case()
+    reference = model(x).detach()
+    found = simulate(
+        map(model, Chip(device=PCM())), lambda m: -float((m(x) - reference).square().mean()), digital=model, times=(20.0, 86400.0), chips=4
+    )
+    assert found.digital == {"quality": 0.0}
+    early, late = found.summary()
+    assert early["chips"] == 4 and early["spread"] > 0 and early["least"] < early["mean"] < early["most"] < 0
+    assert late["mean"] < early["mean"]
+
+
+def test_a_killed_run_goes_on_to_the_same_rows(tmp_path: Path):
+    model, x = case()
+    mapped, file = map(model, Chip(device=PCM())), tmp_path / "rows.jsonl"
+
+    def judge(m: nn.Module) -> dict[str, float]:
+        return {"first": float(m(x)[0, 0])}
+
+    whole = simulate(mapped, judge, times=(20.0, 3600.0), chips=3)
+
+    def stop(event: Event) -> None:
+        if event.done == 4:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        simulate(mapped, judge, times=(20.0, 3600.0), chips=3, file=file, on_event=stop)
+    with file.open("a") as lines:
+        lines.write('{"chip": 2, "sec')  # killed while writing
+    calls: list[float] = []
+    resumed = simulate(mapped, lambda m: calls.append(0.0) or judge(m), times=(20.0, 3600.0), chips=3, file=file)
+    assert [(look.chip, look.seconds, look.values) for look in resumed.looks] == [(k.chip, k.seconds, k.values) for k in whole.looks]
+    assert len(calls) == 2
+    other = map(model, Chip(device=PCM(g_max=20.0)))
+    with pytest.raises(UsageError, match="rows of another chip or network"):
+        simulate(other, judge, file=file)
+
+
+def test_adapting_happens_before_the_look():
+    model, x = case()
+    order: list[str] = []
+    simulate(map(model, Chip()), lambda m: order.append("look") or 0.0, chips=1, times=(0.0,), adapt=lambda m: order.append("adapt"))
+    assert order == ["adapt", "look"]
+
+
+def test_times_begin_with_the_device():
+    model, _ = case()
+    assert standard_times(map(model, Chip(device=PCM()))) == [20.0, 3600.0, 86400.0, 2592000.0, 31536000.0]
+    with pytest.raises(UsageError, match="time of PCM"):
+        simulate(map(model, Chip(device=PCM())), lambda m: 0.0, times=(1.0,))
+    with pytest.raises(UsageError, match="time: got '3 moons'"):
+        parse_time("3 moons")
