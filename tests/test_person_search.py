@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -280,6 +280,45 @@ def test_a_whole_evaluation_of_a_perfect_network_is_perfect():
     data = PersonSearch((), scenes, queries, lambda _: torch.zeros(3, 64, 96))
     figures = evaluate_search(data, lambda image: find(net, image[None])[0], lambda image, box: describe(net, image, box))
     assert figures == pytest.approx({"ap": 1, "recall": 1, "map": 1, "top1": 1, "top5": 1, "top10": 1, "images": 2, "queries": 2})
+
+
+def two_tasks() -> tuple[nn.Module, list[torch.Tensor], Callable[[nn.Module, torch.Tensor], dict[str, torch.Tensor]]]:
+    """A network that was trained a little on both tasks, what it saw, and its losses."""
+    random = torch.Generator().manual_seed(0)
+    net = person_search_net(0, widths=(8, 12, 16, 24), depths=(1, 1, 1), neck=16, heads=(12, 12), embedding=8)
+    images = [torch.rand(1, 3, 64, 96, generator=random) for _ in range(4)]
+    oim = OIM(people=2, dim=8, queue=0)
+    oim.update(torch.nn.functional.normalize(torch.randn(2, 8, generator=random), dim=1), torch.tensor([0, 1]))
+
+    def losses(model: nn.Module, batch: torch.Tensor) -> dict[str, torch.Tensor]:
+        maps, truths = model(batch), [PEOPLE] * len(batch)
+        return {"det": detection_loss(maps, truths), "reid": oim(*true_identities(maps, truths))}
+
+    optimizer = torch.optim.Adam(net.parameters(), 0.01)
+    for _ in range(15):
+        optimizer.zero_grad()
+        torch.stack(list(losses(net, torch.cat(images)).values())).sum().backward()
+        optimizer.step()
+    return net.eval(), images, losses
+
+
+def test_a_minimum_that_falls_from_round_to_round_balances_the_layers_and_is_not_one_floor_at_the_end():
+    net, images, losses = two_tasks()
+    structure = lessen.trace(net, images[0])
+
+    def kept(slack: float | None, least: float, rounds: int = 4) -> torch.Tensor:
+        """The share of its channels that every unit keeps, "unit"."""
+        method = SAMP(per="cost", slack=slack, least=least)
+        found = lessen.prune(
+            net, images[0], images, method=method, to="50% macs", losses=losses, units=structure, prove=False, rounds=rounds
+        )
+        assert abs(found.after["macs"] / found.before["macs"] - 0.5) < 0.03  # a channel here is up to 3 % of all
+        return torch.tensor([len(found.kept.get(unit.name, range(unit.size))) / unit.size for unit in found.structure])
+
+    balanced, free = kept(1.5, 0.1), kept(None, 0.1)
+    assert float(balanced.min()) > 1.5 * float(free.min()) and float(balanced.std()) < 0.75 * float(free.std())
+    assert not torch.equal(balanced, kept(None, float(balanced.min()) - 1e-6))  # that share from the first round on
+    assert not torch.equal(balanced, kept(1.5, 0.1, rounds=1))  # and that of one round, on the first scores
 
 
 # The published layouts, three images and two people wide.

@@ -270,10 +270,17 @@ def test_samp_keeps_what_a_quiet_task_lives_on():
     assert kept(merge="harmonic") >= {8, 9}  # what both need
 
 
-def test_samps_floor_falls_in_stages():
-    assert SAMP().rules.stages == 5 and SAMP(stages=1).rules.stages == 1
-    with pytest.raises(UsageError, match="stages=0"):
-        SAMP(stages=0)
+def test_keeping_activations_changes_no_score():
+    model, batches = net(), data()
+    assert Taylor().collecting().recompute and not Taylor(recompute=False).collecting().recompute
+    kept = [lessen.prune(model, batches[0][0], batches, method=SAMP(recompute=r), to="30%", losses=losses).kept for r in (True, False)]
+    assert kept[0].keys() == kept[1].keys() and all(torch.equal(kept[0][name], kept[1][name]) for name in kept[0])
+
+
+@pytest.mark.parametrize("slack", [0.9, 0.0, float("nan")])
+def test_samp_refuses_a_slack_that_no_budget_could_be_met_with(slack: float):
+    with pytest.raises(UsageError, match=f"slack={slack}"):
+        SAMP(slack=slack)
 
 
 def test_uniform_widths_load_with_the_stock_loader(tmp_path: Any):
@@ -456,6 +463,15 @@ def test_rounds_change_nothing_where_a_channel_does_not_depend_on_others():
     whole, parts = (lessen.prune(net, torch.zeros(1, 6), method=Magnitude(), to="40%", rounds=rounds) for rounds in (1, 4))
     for one, other in zip(whole.kept.values(), parts.kept.values(), strict=True):
         assert torch.equal(one, other)
+
+
+def test_what_every_layer_keeps_is_counted_on_the_whole_model_however_many_rounds_there_are():
+    net = nn.Sequential(nn.Linear(6, 20), nn.ReLU(), nn.Linear(20, 20), nn.ReLU(), nn.Linear(20, 3))
+    with torch.no_grad():
+        net[2].weight[:] *= 1e-3  # pyright: ignore[reportArgumentType]  # its outputs are the smallest: they leave first, in every round
+    method = Magnitude(across="model", least=0.4)
+    found = lessen.prune(net, torch.zeros(1, 6), method=method, to="45%", rounds=5)
+    assert len(found.kept["2"]) == 8
 
 
 @pytest.mark.parametrize(("to", "method"), [("0.7x latency", Magnitude()), (None, BlockInfluence())])

@@ -187,7 +187,7 @@ def _prune(model: nn.Module, example: Any, batches: Iterable[Any], wanted: _Want
     cutting = _Cutting(model, example, choice.structure, chosen, proof)
     tasks: tuple[str, ...] = ()
     if wanted.rounds > 1:
-        decided = _rounds(model, example, list(batches), replace(choice, units=chosen), goal, replace(wanted, method=method))
+        decided, tasks = _rounds(model, example, list(batches), replace(choice, units=chosen), goal, replace(wanted, method=method))
         edits, smaller = cutting(decided)
     else:
         how = method.collecting(wanted.losses) if hasattr(method, "collecting") else Collecting(wanted.losses)
@@ -211,16 +211,22 @@ def _prune(model: nn.Module, example: Any, batches: Iterable[Any], wanted: _Want
     return Pruned(smaller, tuple(edits), (), tuple(chosen), kept, before, after, tasks, tuple(notes))
 
 
-def _rounds(model: nn.Module, example: Any, batches: list[Any], choice: Choice, goal: Goal | None, wanted: _Wanted) -> list[Edit]:
-    """The decision in rounds."""
+def _rounds(
+    model: nn.Module, example: Any, batches: list[Any], choice: Choice, goal: Goal | None, wanted: _Wanted
+) -> tuple[list[Edit], tuple[str, ...]]:
+    """The decision in rounds, and the names of the losses."""
+    tasks: list[tuple[str, ...]] = [()]
 
     def once(part: nn.Module, left: Structure | Sequence[Unit], size: str) -> Pruned:
         # What is left of the choice is the choice: of a structure all kinds, since it holds no others.
         kinds = list(dict.fromkeys(unit.kind for unit in left.units)) if isinstance(left, Structure) else None
-        return _prune(part, example, batches, replace(wanted, to=size, rounds=1, prove=False), (left, kinds, choice.frozen))
+        found = _prune(part, example, batches, replace(wanted, to=size, rounds=1, prove=False), (left, kinds, choice.frozen))
+        tasks[0] = found.tasks
+        return found
 
     structure = choice.units if choice.structure is None else replace(choice.structure, units=tuple(choice.units))
-    return in_rounds(once, model, example, structure, choice.units, goal, wanted.rounds)
+    least = wanted.method.rules.least if isinstance(wanted.method, Budget) else 0.0
+    return in_rounds(once, model, example, structure, choice.units, goal, wanted.rounds, least), tasks[0]
 
 
 def _experts_as_before(model: nn.Module, smaller: nn.Module) -> None:

@@ -15,6 +15,7 @@ Paper: van der Ouderaa et al. 2024, The LLM Surgeon, https://arxiv.org/abs/2312.
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from math import ceil
 from typing import Any
 
 from torch import Tensor, nn
@@ -39,6 +40,7 @@ def in_rounds(
     chosen: Sequence[Unit],
     goal: Goal | None,
     rounds: int,
+    least: float = 0.0,
 ) -> list[Edit]:
     """Decide in rounds.
 
@@ -50,6 +52,7 @@ def in_rounds(
         chosen: the units of it that may be cut.
         goal: how much may be left at the end.
         rounds: in how many parts the budget is spent.
+        least: fraction of its channels that every unit keeps at least, of those that the whole model has.
 
     Returns:
         The decision as edits of the whole model.
@@ -60,6 +63,7 @@ def in_rounds(
     if goal is None or goal.cost.name not in _WORDS:
         got = "a method without a budget" if goal is None else f"a budget in {goal.cost.name}"
         raise UsageError("rounds", got=got, wanted="parameters, bytes or macs, as in to='20%'", remedy="leave rounds out")
+    chosen = [replace(unit, floor=max(unit.floor, ceil(least * unit.size - 1e-9))) for unit in chosen]
     kept: dict[str, Tensor] = {}
     fitted: dict[str, None] = {}
     small, units, whole = model, structure, goal.cost.whole
@@ -82,9 +86,10 @@ def _again(
 ) -> Structure | list[Unit]:
     """The units as the smaller model has them: traced again, or narrowed if they were given as a list."""
     if isinstance(structure, Structure):
-        names = {unit.name for unit in chosen}
+        floors = {unit.name: unit.floor for unit in chosen}
         traced = trace(small, example)
-        return replace(traced, units=tuple(unit for unit in traced.units if unit.name in names), vocabulary=())
+        units = tuple(replace(unit, floor=floors[unit.name]) for unit in traced.units if unit.name in floors)
+        return replace(traced, units=units, vocabulary=())
     for unit in chosen:
         if unit.name in kept and any(part.start for part in unit.slices):
             wanted = "units that begin with their tensors"

@@ -35,6 +35,8 @@ class Objectives(Budget):
     """Channels that leave in a round, after which scores are normalised again; none: all at once."""
     passes: int = 1
     """Parts of the model whose gradients are summed one after the other: less memory, more work."""
+    recompute: bool = True
+    """Compute the activations of blocks again in the backward pass: less memory, more work; the scores are the same."""
 
     gradient: ClassVar[type[Gradient]]
 
@@ -59,7 +61,7 @@ class Objectives(Budget):
 
     def collecting(self, objective: Objective | None = None) -> Collecting:
         """How the engine is to collect gradients for this method."""
-        return Collecting(objective, self.token_filter, self.passes)
+        return Collecting(objective, self.token_filter, self.passes, self.recompute)
 
     @property
     def token_filter(self) -> TokenFilter | None:

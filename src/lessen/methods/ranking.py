@@ -5,18 +5,18 @@
                                    ->  ranked against all others, the lowest leave, `step` channels to a round
                                    ->  until the budget is met; every unit keeps its least, and widths that the hardware likes
 
-One engine covers what papers describe apart: UKMP normalises by modality and ranks in rounds, SAMP merges tasks under a rising allowance,
+One engine covers what papers describe apart: UKMP normalises by modality and ranks in rounds, SAMP merges tasks and balances the layers,
 FLAP standardises every layer, Isomorphic Pruning compares like with like, uniform pruning narrows all layers by the same amount.
 
 Channels of a unit leave in chunks, lowest scores first: the first chunk brings the width down to a multiple of `multiple`, each further
 one takes `multiple` channels. Chunks that compete are ranked by their mean score; equal ones go by unit, then by channel, the first ones
 leaving first. Since a unit's chunks are in rising order, the ranking never takes a better channel of a unit before a worse one.
 
-Layer-wise balancing: with `stages` = S the budget is spent in S parts, and at stage s unit l keeps at least
+Layer-wise balancing: with `slack` = k no unit loses more than k times the share u that all would lose if all lost the same:
 
-    ceil(n_l * (1 - (s / S) (1 - least)))
+    least of unit l = ceil(n_l * max(least, 1 - k u))
 
-channels, so that no layer is emptied early because its scores happened to be small while the others were still crowded.
+so that scores which call a whole layer worthless are believed only so far. u follows from the budget by bisection over the cost.
 """
 
 from collections.abc import Iterator, Sequence
@@ -47,7 +47,7 @@ class Rules:
         least: fraction of its channels that every unit keeps at least; one channel (or one multiple) always stays.
         step: channels that leave in a round; None: all in one round.
         fine: channels in a round once nine tenths of the way are done; None: as before.
-        stages: parts in which the budget is spent, with a floor that falls from stage to stage.
+        slack: a unit may lose this many times the share that it would lose if all lost the same; None: any share.
         alone: units do not compete: a channel counts what its place is among those of its own unit, so that all lose the same share.
     """
 
@@ -59,7 +59,7 @@ class Rules:
     least: float = 0.0
     step: int | None = None
     fine: int | None = None
-    stages: int = 1
+    slack: float | None = None
     alone: bool = False
 
 
@@ -90,11 +90,10 @@ def rank(
     contest = _Contest(scores, partitions, together, goal.cost, rules)
     contest.least = list(floors or contest.least)
     whole = goal.cost.whole
-    for stage in range(1, rules.stages + 1):
-        done = stage / rules.stages
-        contest.spend(whole - (whole - goal.value) * done, goal.strict and stage == rules.stages, 1 - done * (1 - rules.least))
+    share = rules.least if rules.slack is None else max(rules.least, 1 - rules.slack * contest.alike(goal.value))
+    contest.spend(goal, contest.floors(share))
     left = goal.cost.at(contest.widths)
-    if not isinstance(goal.cost, Channels) and left - goal.value > 0.005 * whole and contest.exhausted():
+    if not isinstance(goal.cost, Channels) and left - goal.value > 0.005 * whole and contest.exhausted(share):
         where = f"a budget of {_count(goal.value)} {goal.cost.name}"
         got = f"{_count(left)} of {_count(whole)} after removing all that may go"
         raise UsageError(where, got=got, wanted="a budget that leaves something in every unit", remedy="ask for less, or lower `least`")
@@ -139,21 +138,30 @@ class _Contest:
     def kept(self) -> list[Tensor]:
         return [alive.nonzero()[:, 0] for alive in self.alive]
 
-    def exhausted(self) -> bool:
+    def exhausted(self, share: float) -> bool:
         """Whether no group has a chunk left that may go."""
-        floors = self._floors(self.rules.least)
+        floors = self.floors(share)
         return not any(list(_spans(self.widths[g[0]], self.rules.multiple, max(floors[u] for u in g))) for g in self.groups)
 
-    def _floors(self, least: float) -> list[int]:
-        return [max(ceil(least * size - 1e-9), own) for size, own in zip(self.sizes, self.least, strict=True)]
+    def floors(self, share: float) -> list[int]:
+        """Channels that every unit keeps at least where this share stays."""
+        return [max(ceil(share * size - 1e-9), own) for size, own in zip(self.sizes, self.least, strict=True)]
 
-    def spend(self, goal: float, strict: bool, least: float) -> None:
-        """Remove rounds of channels until `goal` is met or nothing more may go."""
-        floors = self._floors(least)
+    def alike(self, goal: float) -> float:
+        """The share that every unit loses where all lose the same and the goal is met, in [0, 1]."""
+        low, high = 0.0, 1.0
+        while high - low > 1e-3:
+            middle = (low + high) / 2
+            enough = self.cost.at(self.floors(1 - middle)) <= goal
+            low, high = (low, middle) if enough else (middle, high)
+        return high
+
+    def spend(self, goal: Goal, floors: Sequence[int]) -> None:
+        """Remove rounds of channels until the goal is met or nothing more may go."""
         left = self.cost.at(self.widths)
-        while left > goal:
+        while left > goal.value:
             before = left
-            removed, left = self._round(left, goal, strict, floors)
+            removed, left = self._round(left, goal.value, goal.strict, floors)
             if not removed or (self.rules.step is None and left == before):
                 return
 
