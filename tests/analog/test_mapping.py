@@ -236,8 +236,8 @@ def test_wrong_requests_are_answered_in_a_line():
     model = nn.Sequential(nn.Linear(300, 300))
     with pytest.raises(UsageError, match="split: got '1', wanted a module of the model or a pattern; choose from 0"):
         map(model, Chip(), split=["1"])
-    with pytest.raises(UsageError, match="layer 0: got 16 tiles, wanted at most the 10 of chip tiny"):
-        map(model, Chip(array=Array(100, 200), system=System(tiles=10), name="tiny"))
+    with pytest.raises(UsageError, match="layer 0: got 9 tiles, wanted at most the 8 of chip tiny"):
+        map(model, Chip(array=Array(100, 200), system=System(tiles=8), name="tiny"))
     with pytest.raises(UsageError, match="map: got no layer for tiles"):
         map(nn.Sequential(nn.ReLU()), Chip())
     with pytest.raises(UsageError, match=r"time of PCM: got 1 s, wanted at least 20 s"):

@@ -58,7 +58,7 @@ def test_a_killed_run_goes_on_to_the_same_rows(tmp_path: Path):
 
 
 def test_adapting_happens_before_the_look():
-    model, x = case()
+    model, _ = case()
     order: list[str] = []
     simulate(map(model, Chip()), lambda m: order.append("look") or 0.0, chips=1, times=(0.0,), adapt=lambda m: order.append("adapt"))
     assert order == ["adapt", "look"]
