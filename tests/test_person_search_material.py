@@ -1,10 +1,12 @@
 """The benchmark's material: rendered scenes whose truth is exact, tracklets, samples, and what the figures are held against."""
 
+import json
+
 import pytest
 import torch
 from torch import nn
 
-from benchmarks.person_search import scenes, training, video
+from benchmarks.person_search import scenes, table, training, video
 from benchmarks.prune_person_search import DEVELOPMENT, OTHERS, SAMP_STYLE, goals
 from lessen.models.person_search import person_search_net
 from lessen.stats.person_search import PersonSearch, Scene
@@ -73,6 +75,10 @@ def test_renewed_norms_are_the_means_over_the_batches_and_weights_stay():
         means = torch.stack([net.stem[0]((batch["images"] - 0.45) * 4).mean((0, 2, 3)) for batch in batches]).mean(0)
     torch.testing.assert_close(first.running_mean, means, rtol=1e-4, atol=1e-5)  # a cumulative mean in float32
     assert all(torch.equal(a, b) for a, b in zip(before, net.parameters(), strict=True))
+
+
+def test_the_table_of_the_page_is_that_of_the_result():
+    assert table.fresh(table.PAGE.read_text(), json.loads(table.RESULT.read_text())["rows"]) == table.PAGE.read_text()
 
 
 def test_goals_compare_means_over_fresh_seeds_with_the_best_other_method():
