@@ -131,10 +131,10 @@ def prune(
     with plain_experts(model):
         wanted = _Wanted(method, to, losses, uniform, rounds, prove, on_event)
         found = _prune(model, example_inputs, batches, wanted, (units, kinds, freeze))
-    _experts_as_before(model, found.model)
+    notes = _experts_as_before(model, found.model, example_inputs)
     seconds = (time.perf_counter() - started) / max(1, len(found.edits))
     records = tuple(record(edit, method, seconds) for edit in found.edits if not isinstance(edit, Resize))
-    return replace(found, records=records)
+    return replace(found, records=records, notes=(*found.notes, *notes))
 
 
 def save(what: Pruned | nn.Module, folder: str | Path, *, edits: Sequence[Edit] = (), made_by: str | None = None) -> None:
@@ -229,13 +229,28 @@ def _rounds(
     return in_rounds(once, model, example, structure, choice.units, goal, wanted.rounds, least), tasks[0]
 
 
-def _experts_as_before(model: nn.Module, smaller: nn.Module) -> None:
-    """Give a copy that was made under `plain_experts` the model's own way of computing experts."""
+def _experts_as_before(model: nn.Module, smaller: nn.Module, example: Any) -> list[str]:
+    """Give a copy that was made under `plain_experts` the model's own way of computing experts, if that takes its widths."""
     own = dict(model.named_modules())
+    changed: list[dict[str, Any]] = []
     for path, module in smaller.named_modules():
-        before = getattr(getattr(own.get(path), "config", None), "__dict__", {})
-        if EXPERTS in before and hasattr(module, "config"):
-            vars(module.config)[EXPERTS] = before[EXPERTS]
+        before, config = (getattr(getattr(one, "config", None), "__dict__", {}) for one in (own.get(path), module))
+        if config.get(EXPERTS) != before.get(EXPERTS):
+            config[EXPERTS] = before.get(EXPERTS)
+            changed.append(config)
+    if not changed:
+        return []
+    try:
+        with torch.no_grad(), evaluating(smaller):
+            caller(smaller, example)()
+    except IndexError:  # token ids that are gone say nothing about experts
+        return []
+    except Exception as error:
+        for config in changed:
+            config[EXPERTS] = "eager"
+        tip = "a method with multiple=8 (16 in half precision) leaves widths that it takes"
+        return [f"Experts are computed one by one, as the fused kernel does not take these widths ({one_line(error)[:80]}); {tip}."]
+    return []
 
 
 @dataclass(frozen=True)

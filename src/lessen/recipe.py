@@ -185,7 +185,8 @@ def _method(item: Any, place: _Place) -> Any:
     item = call(item, str(place)) if isinstance(item, str) else item
     if not isinstance(item, Mapping) or not isinstance(item.get("name"), str):
         raise UsageError(str(place), got=repr(item), wanted='a method: {name = "GPTQ", bits = 4} or "GPTQ(bits=4)"')
-    name = item["name"]
+    spelt = str(item["name"])
+    name = {word.lower(): word for word in known}.get(spelt.lower(), spelt)
     if name not in known:
         raise UsageError(str(place.key("name")), got=f"the method {name}", wanted="one that exists", remedy=nearest(name, known))
     cls, given = known[name], {key: value for key, value in item.items() if key != "name"}

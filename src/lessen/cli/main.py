@@ -8,14 +8,14 @@ from collections.abc import Sequence
 
 from cyclopts import CycloptsError
 
-from lessen.cli import judging, looking, making, recovering
+from lessen.cli import judging, looking, making, pruning, recovering
 from lessen.cli.app import app
 from lessen.cli.arguments import HEADS, fold
 from lessen.cli.output import emit_error
 from lessen.cli.wording import told
 from lessen.errors import LessenError
 
-__all__ = ["app", "judging", "looking", "main", "making", "recovering", "run"]  # importing the four registers their commands
+__all__ = ["app", "judging", "looking", "main", "making", "pruning", "recovering", "run"]  # importing the five registers their commands
 
 
 def main(tokens: Sequence[str] | None = None) -> None:

@@ -82,7 +82,10 @@ def load(ref: "str | Path | nn.Module", dtype: "torch.dtype | None" = None) -> "
     if model is not None:
         return model
     checkpoint = open_checkpoint(ref)
-    return fill(checkpoint.skeleton(), checkpoint, dtype)
+    filled = fill(checkpoint.skeleton(), checkpoint, dtype)
+    if isinstance(ref, str | Path) and Path(ref).expanduser().is_dir() and hasattr(filled, "config"):
+        filled.config._name_or_path = str(Path(ref).expanduser())  # pyright: ignore[reportAttributeAccessIssue, reportArgumentType]
+    return filled
 
 
 def whole(ref: "str | Path | nn.Module", dtype: "torch.dtype | None" = None) -> "nn.Module | None":

@@ -30,6 +30,7 @@ TOKENIZER_FILES = (
     "chat_template.json",
     "generation_config.json",
 )
+PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json", "video_preprocessor_config.json", "image_processor_config.json")
 _TABLES = ("tokenizer.json", "tokenizer.model", "spiece.model", "vocab.json", "vocab.txt")
 
 

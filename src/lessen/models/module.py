@@ -124,14 +124,8 @@ def made(ref: str) -> nn.Module:
     Raises:
         UsageError: the module or attribute does not exist, or what it returns is no module.
     """
-    path, _, attribute = ref.partition(":")
     with _importing_from_here():
-        found: Any = _imported(path, ref)
-        for part in attribute.split("."):
-            if not hasattr(found, part):
-                names = [name for name in vars(found) if not name.startswith("_")] or ["nothing"]
-                raise UsageError(ref, got=f"no {part} in {path}", wanted="a factory", remedy=nearest(part, names)[:200])
-            found = getattr(found, part)
+        found = _attribute(ref)
         if not isinstance(found, nn.Module):
             if not callable(found):
                 raise UsageError(ref, got=f"a {type(found).__name__}", wanted="a function that returns a causal LM")
@@ -143,6 +137,27 @@ def made(ref: str) -> nn.Module:
                 raise LessenError(ref, got=_first_line(error), wanted="a factory that works without arguments") from error
     if not isinstance(found, nn.Module):
         raise UsageError(ref, got=f"a factory that returns {type(found).__name__}", wanted="a torch.nn.Module", remedy="return the model")
+    return found
+
+
+def imported(ref: str) -> Any:
+    """What `package.module:name` names.
+
+    Raises:
+        UsageError: the module or attribute does not exist. LessenError: importing it fails.
+    """
+    with _importing_from_here():
+        return _attribute(ref)
+
+
+def _attribute(ref: str) -> Any:
+    path, _, attribute = ref.partition(":")
+    found: Any = _imported(path, ref)
+    for part in attribute.split("."):
+        if not hasattr(found, part):
+            names = [name for name in vars(found) if not name.startswith("_")] or ["nothing"]
+            raise UsageError(ref, got=f"no {part} in {path}", wanted="a factory", remedy=nearest(part, names)[:200])
+        found = getattr(found, part)
     return found
 
 

@@ -6,6 +6,7 @@ was then done to it:
     model.safetensors    every tensor of the state, shared ones once, in the shapes that they have
     edits.safetensors    the decisions: kept indices, and the numbers of modules that follow from them
     config.json          the configuration before the cut, where the model has one; if the smaller one's makes it, that one, and no edits
+    tokenizer.json ...   the files of tokenizer and processor, where the model was loaded from a directory that has them
     lessen.json          "pruned": {"made_by": "transformers:LlamaForCausalLM" or "package.module:factory"}
 
 `load` makes the model that was cut, cuts it the same way, and fills it. Nothing is pickled.
@@ -15,6 +16,7 @@ import copy
 import functools
 import importlib
 import json
+import os
 import shutil
 import tempfile
 from collections import Counter
@@ -26,9 +28,12 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from lessen.core.apply import apply
-from lessen.core.edit import Edit, Resize, load_edits, save_edits
+from lessen.core.config import depth_field
+from lessen.core.edit import Drop, Edit, Resize, load_edits, save_edits
+from lessen.core.modules import EXPERTS
 from lessen.core.stock import is_stock
 from lessen.errors import LessenError, UsageError, one_line
+from lessen.models.huggingface import PROCESSOR_FILES, TOKENIZER_FILES
 
 
 def is_pruned(folder: Path) -> bool:
@@ -70,11 +75,19 @@ def save(model: nn.Module, edits: Sequence[Edit], folder: Path, made_by: str | N
         save_file({name: state[name].contiguous().clone() for name in first.values()}, aside / "model.safetensors", {"format": "pt"})
         save_edits(aside / "edits.safetensors", edits)
         if made_by.startswith("transformers:"):
-            (aside / "config.json").write_text(_before(model, edits).to_json_string(use_diff=False))
+            config = _before(model, edits)
+            source, config._name_or_path = Path(getattr(config, "_name_or_path", "") or os.devnull), ""
+            (aside / "config.json").write_text(config.to_json_string(use_diff=False))
+            for name in (*TOKENIZER_FILES, *PROCESSOR_FILES):
+                if (source / name).is_file():
+                    shutil.copyfile(source / name, aside / name)
         dtypes: Counter[str] = Counter()
         for tensor in model.parameters():
             dtypes[str(tensor.dtype).removeprefix("torch.")] += tensor.numel() * tensor.is_floating_point()
-        about = {"pruned": {"made_by": made_by, "dtype": next((name for name, count in dtypes.most_common(1) if count), None)}}
+        dtype = next((name for name, count in dtypes.most_common(1) if count), None)
+        about: dict[str, Any] = {"pruned": {"made_by": made_by, "dtype": dtype}}
+        if experts := getattr(getattr(model, "config", None), EXPERTS, None):
+            about["pruned"]["experts"] = experts
         (aside / "lessen.json").write_text(json.dumps({**about, **(told or {})}, indent=1) + "\n")
         aside.rename(folder)
     except BaseException:
@@ -85,7 +98,7 @@ def save(model: nn.Module, edits: Sequence[Edit], folder: Path, made_by: str | N
 def _before(model: nn.Module, edits: Sequence[Edit]) -> Any:
     """The configuration of the whole model with the numbers that edits changed as they were."""
     config: Any = copy.deepcopy(getattr(model, "config", None))
-    for edit in edits:
+    for edit in reversed(edits):
         if isinstance(edit, Resize) and edit.name.startswith("config."):
             *way, key = edit.name.removeprefix("config.").split(".")
             owner = functools.reduce(getattr, way, config)
@@ -96,6 +109,22 @@ def _before(model: nn.Module, edits: Sequence[Edit]) -> Any:
                 setattr(owner, key, type(getattr(owner, key))(values))
             else:
                 setattr(owner, key, edit.before)
+    return _as_deep(config, edits)
+
+
+def _as_deep(config: Any, edits: Sequence[Edit]) -> Any:
+    """The configuration with the blocks that were dropped; what lists say of these is their neighbours', as they are dropped again."""
+    field = depth_field(config.to_dict()) if hasattr(config, "to_dict") else None
+    drops = [int(edit.unit.name.rpartition(".")[2]) for edit in edits if isinstance(edit, Drop)]
+    if field is None or not drops:
+        return config
+    depth = getattr(config, field)
+    lists = {key: list(v) for key, v in vars(config).items() if "layer" in key and isinstance(v, list | tuple) and len(v) == depth}
+    setattr(config, field, depth + len(drops))
+    for key, values in lists.items():
+        for place in reversed(drops):
+            values.insert(place, values[min(place, len(values) - 1)])
+        setattr(config, key, values)
     return config
 
 
@@ -117,6 +146,8 @@ def load(folder: Path) -> nn.Module:
         model = model.to(getattr(torch, dtype))
     state = load_file(folder / "model.safetensors")
     model = apply(model, load_edits(folder / "edits.safetensors"))
+    if about.get("experts"):
+        model.set_experts_implementation(about["experts"])  # pyright: ignore[reportCallIssue]
     for name, tensor in model.state_dict(keep_vars=True).items():
         if name in state:
             tensor.data = tensor.data.to(state[name].dtype)  # what a router keeps in another type
@@ -126,6 +157,12 @@ def load(folder: Path) -> nn.Module:
         name = next(iter([*unexpected, *(set(missing) - shared)]))
         raise LessenError(str(folder), got=f"tensor {name} on one side only", wanted="the tensors of the model", remedy="save it again")
     return model.eval()
+
+
+def history(folder: Path) -> tuple[list[Edit], str]:
+    """What was done to the model of a directory that `save` wrote, and what makes it as it was before."""
+    made_by = json.loads((folder / "lessen.json").read_text())["pruned"]["made_by"]
+    return load_edits(folder / "edits.safetensors"), made_by
 
 
 def _stored(model: nn.Module, name: str, tensor: Any, state: Any) -> bool:

@@ -100,13 +100,15 @@ class Delta(nn.Module):
         return weight + self.scale * update
 
 
-def attach(student: nn.Module, options: Adapters | None = None, dense: Checkpoint | None = None, edits: Sequence[Edit] = ()) -> list[str]:
+def attach(
+    student: nn.Module, options: Adapters | None = None, dense: Checkpoint | nn.Module | None = None, edits: Sequence[Edit] = ()
+) -> list[str]:
     """Put adapters on a pruned model; `lessen.recover` then trains them alone.
 
     Args:
         student: the pruned model.
         options: how.
-        dense: the model before pruning; None leaves the branches that recall out.
+        dense: the model before pruning, in memory or on disk; None leaves the branches that recall out.
         edits: what was done to it.
 
     Returns:
@@ -116,8 +118,9 @@ def attach(student: nn.Module, options: Adapters | None = None, dense: Checkpoin
         UsageError: no module to adapt, or adapters that are there already.
     """
     options = options or Adapters()
-    shapes = {} if dense is None else {name: dense.shape(name) for name in dense.names}
-    traces = left(shapes, edits, dense.tied) if dense is not None and options.recall else {}
+    whole: Any = _Dense(dense) if isinstance(dense, nn.Module) else dense
+    shapes = {} if whole is None else {name: whole.shape(name) for name in whole.names}
+    traces = left(shapes, edits, whole.tied) if whole is not None and options.recall else {}
     uses: dict[int, int] = {}
     for _, parameter in student.named_parameters(remove_duplicate=False):
         uses[id(parameter)] = uses.get(id(parameter), 0) + 1
@@ -130,7 +133,7 @@ def attach(student: nn.Module, options: Adapters | None = None, dense: Checkpoin
         if uses[id(module.weight)] > 1:
             continue
         random = torch.Generator().manual_seed(options.seed * 1_000_003 + len(names))
-        lost = _lost(module, traces.get(f"{name}.weight"), dense) if dense is not None else (None, None)
+        lost = _lost(module, traces.get(f"{name}.weight"), whole) if whole is not None else (None, None)
         parametrize.register_parametrization(module, "weight", Delta(module.weight.detach(), options, random, *lost), unsafe=True)
         names.append(name)
     if not names:
@@ -153,7 +156,25 @@ def merge(student: nn.Module) -> list[str]:
     return names
 
 
-def _lost(module: nn.Module, trace: Left | None, dense: Checkpoint) -> tuple[Tensor | None, Tensor | None]:
+class _Dense:
+    """What adapters ask of a checkpoint, of any module in memory."""
+
+    def __init__(self, module: nn.Module):
+        first: dict[int, str] = {}
+        named = list(module.named_parameters(remove_duplicate=False))
+        tensors = {name: p for name, p in named if first.setdefault(id(p), name) == name}
+        self.tied = {name: first[id(p)] for name, p in named if first[id(p)] != name}
+        self._tensors: dict[str, Tensor] = {**tensors, **dict(module.named_buffers())}
+        self.names = list(self._tensors)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        return tuple(self._tensors[name].shape)
+
+    def read(self, name: str) -> Tensor:
+        return self._tensors[name].detach()
+
+
+def _lost(module: nn.Module, trace: Left | None, dense: Any) -> tuple[Tensor | None, Tensor | None]:
     """(W0[Ko, Pi], W0[Po, Ki]) of a module; None where nothing was lost."""
     if trace is None or getattr(module, "groups", 1) != 1:
         return None, None
