@@ -47,10 +47,9 @@ def cross_entropy(count: int = 400, seed: int = 1):
 VOCABULARY = 32
 
 
-def sentences(count: int, length: int, seed: int) -> Tensor:
-    """Tokens of a chain in which the last two decide between four possible next ones."""
-    rule = torch.Generator().manual_seed(7)
-    following = torch.randint(VOCABULARY, (VOCABULARY, 4, 4), generator=rule)  # last token, class of the one before -> four candidates
+def sentences(count: int, length: int, seed: int, rule: int = 7) -> Tensor:
+    """Tokens of a chain in which the last two decide between four possible next ones; another rule is another language."""
+    following = torch.randint(VOCABULARY, (VOCABULARY, 4, 4), generator=torch.Generator().manual_seed(rule))
     random = torch.Generator().manual_seed(seed)
     tokens = torch.randint(VOCABULARY, (count, 2), generator=random)
     chances = torch.tensor([0.7, 0.15, 0.1, 0.05])
@@ -60,9 +59,9 @@ def sentences(count: int, length: int, seed: int) -> Tensor:
     return tokens
 
 
-def language_loss(count: int = 32, seed: int = 1):
+def language_loss(count: int = 32, seed: int = 1, rule: int = 7):
     """An evaluation: mean cross-entropy of the next token on fresh sentences, in nats."""
-    tokens = sentences(count, 24, seed)
+    tokens = sentences(count, 24, seed, rule)
 
     def evaluate(model: nn.Module) -> float:
         logits = model(input_ids=tokens).logits

@@ -1,7 +1,7 @@
 """Layers of which one part is digital and one lies on tiles, in a copy of a model that shares all other parameters.
 
     Pair     y = left(right(x))                          two thin matrices, one after the other: right digital, left on tiles
-    Beside   y = base(x) + up(down(x))                   a large matrix on tiles and a thin digital one beside it
+    Beside   y = base(x) + c up(down(x))                 a large matrix on tiles and a thin digital one beside it
              y = base(x - D^T D x) + up(D x)             the same, and what the thin one has seen is taken from the inputs of the large one
 
 Parts are ordinary linear layers with names of their own (`...out_proj.left`), so that a `Split` says where each of them computes.
@@ -55,19 +55,21 @@ class Beside(nn.Module):
 
     digital = ("up", "down")
 
-    def __init__(self, base: nn.Linear, down: nn.Linear, up: nn.Linear, remove: bool = False):
+    def __init__(self, base: nn.Linear, down: nn.Linear, up: nn.Linear, remove: bool = False, scale: float = 1.0):
         super().__init__()
-        self.base, self.down, self.up, self.remove = base, down, up, remove
+        self.base, self.down, self.up, self.remove, self.scale = base, down, up, remove, scale
 
     @property
     def weight(self) -> Tensor:
         """What both amount to, `out in`."""
-        return self.base.weight if self.remove else self.base.weight + self.up.weight @ self.down.weight
+        return self.base.weight if self.remove else self.base.weight + self.scale * (self.up.weight @ self.down.weight)
 
     def forward(self, x: Tensor) -> Tensor:
         """`... input` to `... output`."""
         seen = self.down(x)
-        return self.base(x - seen @ self.down.weight if self.remove else x) + self.up(seen)
+        found = self.up(seen)
+        found = found if self.scale == 1 else self.scale * found
+        return self.base(x - seen @ self.down.weight if self.remove else x) + found
 
     @property
     def digital_macs(self) -> int:
