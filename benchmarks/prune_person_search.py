@@ -64,6 +64,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "merge harmonic": {"merge": "harmonic"},
     "merge rank": {"merge": "rank"},
     "layers not balanced": {"slack": None},
+    "layers alike": {"across": "layer"},
     "one round": {},
     "plain OIM": {},
 }
