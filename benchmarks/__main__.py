@@ -21,6 +21,7 @@ BENCHMARKS = {
     "prune_coverage": ("benchmarks.prune_coverage", "structured pruning of every architecture, against Torch-Pruning"),
     "analog_speed": ("benchmarks.analog_speed", "simulated analog layers and networks against digital ones and other toolkits"),
     "analog_cost": ("benchmarks.analog_cost", "energy, latency and area on analog chips; the Pareto front of a search"),
+    "analog_statistics": ("benchmarks.analog_statistics", "simulated devices against their sources and against another toolkit"),
     "start": ("benchmarks.start", "how long `lessen --help` takes"),
 }
 
