@@ -141,6 +141,21 @@ def realise(scaled: Tensor, chip: Chip, moment: Moment, number: int = 0) -> Cros
     return joined([_part(piece, chip, moment, (number, i)) for i, piece in enumerate(parts)])
 
 
+def stuck(scaled: Tensor, chip: Chip, chip_seed: int, layer: str, number: int = 0) -> list[tuple[Plane, Tensor]]:
+    """The planes of a piece, reference columns left out, and which of their devices are stuck (`Faults.states`), `tile row column`."""
+    width = chip.columns if chip.encoding.references else scaled.shape[-1]
+    found: list[list[tuple[Plane, Tensor]]] = []
+    for i, piece in enumerate(scaled.split(width, -1)):
+        planes = enumerate(chip.encoding.planes(piece))
+        marks = [(p, chip.faults.states(p.share.shape, stream(chip_seed, "faults", layer, number, i, k))) for k, p in planes]
+        found.append([(p, states) for p, states in marks if not p.reference])
+    beside = [list(group) for group in zip(*found, strict=True)]
+    return [
+        (replace(group[0][0], share=torch.cat([p.share for p, _ in group], -1)), torch.cat([states for _, states in group], -1))
+        for group in beside
+    ]
+
+
 def joined(parts: list[Crossbar]) -> Crossbar:
     """Crossbars side by side."""
     if len(parts) == 1:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lessen.analog import execute
+from lessen.analog.arrangement import Arrangement
 from lessen.analog.chip import Chip
 from lessen.analog.crossbar import Crossbar, Layout, Moment, joined, layout, over_tiles, pieces, realise, scales
 from lessen.analog.execute import Numbers, Ranges
@@ -40,6 +41,7 @@ class Tiles:
         generator: of noise that is fresh in every read.
         room: memory of `numbers.matrix`, reserved once.
         before: mean magnitude of the columns just after programming, for the compensation of drift.
+        arranged: another order of the weights on their tiles, by number of the piece (`pieces`); it holds for one chip instance.
         listener: told of the inputs, `vector (group input)`, and the weight of every digital call; None: nobody asks.
     """
 
@@ -52,6 +54,7 @@ class Tiles:
     generator: torch.Generator | None = None
     room: Tensor | None = None
     before: dict[int, tuple[int, Tensor]] = field(default_factory=dict)
+    arranged: dict[int, Arrangement] = field(default_factory=dict)
     listener: Callable[[Tensor, Tensor], None] | None = None
 
     def programmed(self, weight: Tensor, moment: Moment) -> tuple[Crossbar, Tensor]:
@@ -61,10 +64,14 @@ class Tiles:
 
     def _piece(self, number: int, tiles: Tensor, moment: Moment) -> tuple[Crossbar, Tensor]:
         """Some columns of it."""
+        order = self.arranged.get(number)
+        order = order if order is not None and order.chip == moment.chip else None
+        tiles = tiles if order is None else order.place(tiles)
         scale = scales(tiles, self.chip)
         scaled = tiles / scale
         crossbar = realise(scaled, self.chip, moment, number)
-        return crossbar, scale * self._compensation(number, scaled, crossbar, moment)
+        scale = scale * self._compensation(number, scaled, crossbar, moment)
+        return (crossbar, scale) if order is None else order.take(crossbar, scale)
 
     def _compensation(self, number: int, scaled: Tensor, crossbar: Crossbar, moment: Moment) -> Tensor | float:
         """By how much known inputs read less than they did just after programming."""

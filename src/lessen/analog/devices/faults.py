@@ -43,6 +43,12 @@ class Faults:
         """
         if not self:
             return conductance
-        chance = torch.rand(conductance.shape, generator=generator)
-        found = torch.where(chance < self.low, torch.tensor(ends[0], dtype=conductance.dtype), conductance)
-        return torch.where(chance >= 1 - self.high, torch.tensor(ends[1], dtype=conductance.dtype), found)
+        stuck = self.states(conductance.shape, generator)
+        found = torch.where(stuck < 0, torch.tensor(ends[0], dtype=conductance.dtype), conductance)
+        return torch.where(stuck > 0, torch.tensor(ends[1], dtype=conductance.dtype), found)
+
+    def states(self, shape: torch.Size, generator: torch.Generator) -> Tensor:
+        """What a test of the chip finds: -1 stuck at g_min, 1 stuck at g_max, 0 sound; the devices that `apply` holds."""
+        chance = torch.rand(shape, generator=generator)
+        high = (chance >= 1 - self.high).to(torch.int8)
+        return high - (chance < self.low).to(torch.int8) * (1 - high)
