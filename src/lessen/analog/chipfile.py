@@ -92,7 +92,7 @@ def _nested(cls: type, data: Mapping[str, Any], place: Place, path: tuple[str, .
     """A table whose tables within it have become objects."""
     known, made = hints(cls), {}
     for key, value in data.items():
-        kinds = _kinds(known[key]) if key in known else {}
+        kinds = kinds_of(known[key]) if key in known else {}
         if not kinds:
             made[key] = value
             continue
@@ -128,8 +128,12 @@ def _refuse(value: Any, want: Any, place: Place) -> Any:
     raise UsageError(str(place), got=repr(value), wanted="a table")
 
 
-def _kinds(hint: Any) -> dict[str, type]:
-    """Dataclasses that a field may hold, by name; none for a plain value."""
+def kinds_of(hint: Any) -> dict[str, type]:
+    """Dataclasses that a field with this annotation may hold, by name; none for a plain value.
+
+    >>> list(kinds_of(Chip.__annotations__["encoding"]))
+    ['Differential', 'Offset', 'Sliced']
+    """
     if hint is Device:
         return {cls.__name__: cls for cls in DEVICES}
     options = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
@@ -148,7 +152,7 @@ def _lines(part: Any, path: tuple[str, ...], kind: str | None) -> Iterator[str]:
         if field.name not in known:
             continue
         value = getattr(part, field.name)
-        if kinds := _kinds(known[field.name]):
+        if kinds := kinds_of(known[field.name]):
             tables.append((field.name, value, type(value).__name__ if len(kinds) > 1 else None))
         else:
             yield f"{field.name} = {_literal(value)}"
