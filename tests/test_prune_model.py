@@ -318,9 +318,16 @@ def test_a_traced_language_model_is_pruned_in_groups_and_channels():
         ({"to": "soon"}, "got 'soon'"),
         ({"to": "20%", "units": []}, "no unit that it could prune"),
         ({"to": "20%", "method": Taylor()}, "batches: got none"),
+        ({"to": "20%", "method": Wanda()}, "batches: got none"),
         ({"to": "20%", "method": Taylor(), "batches": ["a cat"]}, "type str"),
+        ({"to": "20%", "method": Taylor(), "batches": [{"y": 1}], "losses": lambda m, b: m(b["x"])}, "KeyError: 'x' from a mapping with y"),
+        (
+            {"to": "20%", "method": Taylor(), "batches": data(), "losses": lambda m, b: b.loss},
+            "AttributeError: .* from a tuple of Tensor, Tensor",
+        ),
+        ({"to": "20%", "method": Taylor(), "batches": data(), "losses": lambda m, b: None}, "the loss function: got a NoneType"),
         ({"to": "20%", "method": SAMP(weights=(1.0, 2.0, 3.0)), "batches": data()}, "3 weights"),
-        ({"to": "20%", "method": Wanda(), "batches": [(torch.zeros(2, 5, 8, 8), torch.zeros(2))]}, "batches that the model takes"),
+        ({"to": "20%", "method": Wanda(), "batches": [(torch.zeros(2, 5, 8, 8), torch.zeros(2))]}, "batches that Net takes"),
     ],
 )
 def test_failures_say_what_to_do_and_leave_the_model_alone(options: dict[str, Any], message: str):

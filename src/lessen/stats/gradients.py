@@ -99,7 +99,8 @@ def collect(
     """
     batches = list(batches)
     if not batches:
-        raise LessenError("batches", got="none", wanted="one at least, to take gradients from")
+        remedy = "prune(model, example_inputs, batches), or a method that looks at none (Magnitude)"
+        raise LessenError("batches", got="none", wanted="one at least, to take gradients from", remedy=remedy)
     parameters = dict(model.named_parameters(remove_duplicate=False))
     names = list(dict.fromkeys(part.name for unit in units for part in unit.slices if part.name in parameters))
     total = _Total(model, units, tuple(needs))

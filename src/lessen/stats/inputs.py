@@ -60,11 +60,13 @@ def collect(
     Returns:
         by unit name: `Read` for input statistics, else the value of each need.
     """
-    listening = _Listening(model, units, tuple(needs))
     batches = list(batches)
     if not batches:
-        raise LessenError("batches", got="none", wanted="one at least, to collect statistics")
+        remedy = "prune(model, example_inputs, batches), or a method that looks at none (Magnitude)"
+        raise LessenError("batches", got="none", wanted="one at least, to collect statistics", remedy=remedy)
+    listening = _Listening(units, tuple(needs))
     try:
+        listening.start(model)
         for number, batch in enumerate(batches, 1):
             listening.padding = _real_tokens(batch)
             with torch.no_grad():
@@ -77,7 +79,7 @@ def collect(
 
 
 class _Listening:
-    def __init__(self, model: nn.Module, units: Sequence[Unit], needs: tuple[type, ...]):
+    def __init__(self, units: Sequence[Unit], needs: tuple[type, ...]):
         self.units, self.needs = units, needs
         self.inputs = [need for need in needs if need not in (BlockSimilarity, AngleEntropy)]
         self.readers: dict[str, list[Reader]] = {}
@@ -87,14 +89,17 @@ class _Listening:
         self.makers: dict[str, list[Reader]] = {}
         self.padding: Tensor | None = None
         self.handles: list[Any] = []
-        for unit in units:
+
+    def start(self, model: nn.Module) -> None:
+        """Listen until `stop`."""
+        for unit in self.units:
             if self.inputs:
                 self._read(model, unit)
-            if BlockSimilarity in needs and unit.kind == "layer":
+            if BlockSimilarity in self.needs and unit.kind == "layer":
                 self.blocks[unit.name] = BlockSimilarity()
                 hook = partial(self._similar, self.blocks[unit.name])
                 self.handles.append(model.get_submodule(unit.name).register_forward_hook(hook, with_kwargs=True))
-            if AngleEntropy in needs:
+            if AngleEntropy in self.needs:
                 self._made(model, unit)
 
     def _read(self, model: nn.Module, unit: Unit) -> None:

@@ -79,6 +79,9 @@ def named(found: "Loss | Mapping[str, Loss]", keep: TokenFilter | None, where: s
 def _scalar(loss: Loss, keep: TokenFilter | None) -> Tensor:
     if isinstance(loss, Tensor):
         return loss
+    if not isinstance(loss, Predicted):
+        wanted, remedy = "a tensor, or Predicted(logits, labels), or a mapping of these", "return what is to be minimised"
+        raise LessenError("the loss function", got=f"a {type(loss).__name__}", wanted=wanted, remedy=remedy)
     labels = loss.labels if keep is None else keep(loss.logits, loss.labels)
     flat = loss.logits.reshape(-1, loss.logits.shape[-1])
     return F.cross_entropy(flat.float(), labels.reshape(-1).to(flat.device), ignore_index=IGNORED)

@@ -37,16 +37,19 @@ def collect(
     """
     sums: dict[str, Tensor] = {}
     counts: dict[str, Tensor] = {unit.name: torch.zeros(unit.size, dtype=torch.float64) for unit in units}
+    batches = list(batches)
+    if not batches:
+        raise LessenError("batches", got="none", wanted="one at least, to see what is chosen in them")
     handles = []
-    for unit in units:
-        sums[unit.name] = torch.zeros(unit.size, dtype=torch.float64)
-        if RoutedNorm in needs:
-            pack = _pack(model, unit)
-            handles.append(pack.register_forward_pre_hook(partial(_routed, unit, sums[unit.name], counts[unit.name]), with_kwargs=True))
-        if Lookups in needs:
-            table = model.get_submodule(unit.slices[0].name.rpartition(".")[0])
-            handles.append(table.register_forward_pre_hook(partial(_looked_up, counts[unit.name])))
     try:
+        for unit in units:
+            sums[unit.name] = torch.zeros(unit.size, dtype=torch.float64)
+            if RoutedNorm in needs:
+                hook = partial(_routed, unit, sums[unit.name], counts[unit.name])
+                handles.append(_pack(model, unit).register_forward_pre_hook(hook, with_kwargs=True))
+            if Lookups in needs:
+                table = model.get_submodule(unit.slices[0].name.rpartition(".")[0])
+                handles.append(table.register_forward_pre_hook(partial(_looked_up, counts[unit.name])))
         for batch in batches:
             with torch.no_grad():
                 forward(model, batch)

@@ -1,6 +1,7 @@
 """Everything that methods need to know about units, collected on a whole model in memory: inputs, angles, blocks and gradients."""
 
-from collections.abc import Callable, Iterable, Sequence
+import inspect
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from torch import nn
@@ -73,9 +74,25 @@ def survey(
     except LessenError:
         raise
     except Exception as error:  # the model's own code, or the caller's loss
+        takes = ", ".join(name for name in inspect.signature(model.forward).parameters if name not in ("args", "kwargs"))
+        wanted = f"batches that {type(model).__name__} takes ({takes})"[:200]
         remedy = "try one batch by hand: the model (and losses=) must take it"
-        raise LessenError("batches", got=one_line(error), wanted="batches that the model takes", remedy=remedy) from error
+        raise LessenError("batches", got=f"{one_line(error)} from {_told(batches[0])}", wanted=wanted, remedy=remedy) from error
     return found, tasks
+
+
+def _told(batch: Any) -> str:
+    """A batch in a few words.
+
+    >>> _told({"x": 1}), _told((1, 2))
+    ('a mapping with x', 'a tuple of int, int')
+    """
+    if isinstance(batch, Mapping):
+        return f"a mapping with {', '.join(map(str, batch)) or 'nothing'}"
+    if isinstance(batch, tuple | list):
+        return f"a {type(batch).__name__} of {', '.join(type(part).__name__ for part in batch[:4])}"
+    shape = getattr(batch, "shape", None)
+    return f"a {type(batch).__name__}" + (f" of shape {tuple(shape)}" if shape is not None else "")
 
 
 def _forward(
