@@ -164,6 +164,12 @@ class Tiles:
 
     def _asked(self, x: Tensor, tiles: Tensor) -> Tensor:
         """A quantile of the column sums of ideal tiles, `tile 1 slice column`."""
+        sums = self.sums(x, tiles).abs_()
+        largest = torch.quantile(sums.float(), self.chip.adc.quantile, dim=1, keepdim=True).to(x.dtype)
+        return largest.unflatten(-1, (len(self.chip.encoding.shifts), -1))
+
+    def sums(self, x: Tensor, tiles: Tensor) -> Tensor:
+        """What `vector (group input)` asks of ideal tiles: `tile vector (slice column)`, in fully driven rows times full range."""
         chip = self.chip
         scale = scales(tiles, chip)
         crossbar = realise(tiles / scale, chip, Moment(0, self.name, None))
@@ -171,9 +177,7 @@ class Tiles:
         numbers = execute.prepare(crossbar, scale, quiet, Ranges())
         codes, _ = execute.drive(x, chip, self.ranges.input)
         parts, _ = execute.digits(codes, chip)
-        sums = execute.columns(execute.tiled(parts.flatten(0, 1), self.place), numbers, quiet, None).abs_()
-        largest = torch.quantile(sums.float(), chip.adc.quantile, dim=1, keepdim=True).to(x.dtype)
-        return largest.unflatten(-1, (len(chip.encoding.shifts), -1))
+        return execute.columns(execute.tiled(parts.flatten(0, 1), self.place), numbers, quiet, None)
 
     def state_ranges(self, weight: Tensor) -> None:
         """Ranges that need no data: a stated range of the ADC."""
