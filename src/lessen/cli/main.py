@@ -8,14 +8,14 @@ from collections.abc import Sequence
 
 from cyclopts import CycloptsError
 
-from lessen.cli import judging, looking, making, pruning, recovering
+from lessen.cli import analog, judging, looking, making, pruning, recovering
 from lessen.cli.app import app
 from lessen.cli.arguments import HEADS, fold
 from lessen.cli.output import emit_error
 from lessen.cli.wording import told
 from lessen.errors import LessenError
 
-__all__ = ["app", "judging", "looking", "main", "making", "pruning", "recovering", "run"]  # importing the five registers their commands
+__all__ = ["analog", "app", "judging", "looking", "main", "making", "pruning", "recovering", "run"]  # importing the six registers their commands
 
 
 def main(tokens: Sequence[str] | None = None) -> None:
@@ -80,7 +80,12 @@ def _resumes(tokens: Sequence[str]) -> bool:
 
 
 def _prepare(tokens: Sequence[str]) -> list[str]:
-    if not tokens or tokens[0] not in app or not any(token.startswith(HEADS) for token in tokens):
+    command = app
+    for token in tokens:
+        if token.startswith("-") or token not in command:
+            break
+        command = command[token]
+    if command is app or command.default_command is None or not any(token.startswith(HEADS) for token in tokens):
         return list(tokens)
-    own = {name for argument in app[tokens[0]].assemble_argument_collection() for name in argument.names}
+    own = {name for argument in command.assemble_argument_collection() for name in argument.names}
     return fold(tokens, own | {"--help", "-h"})

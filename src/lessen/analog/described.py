@@ -1,0 +1,104 @@
+"""A chip and what follows from it: figures that a reader of its description would compute by hand."""
+
+from math import isfinite
+from pathlib import Path
+
+from lessen.analog import chipfile
+from lessen.analog.chip import Chip
+from lessen.analog.cost.adc import MODELS, lossless_adc_bits
+from lessen.analog.cost.macro import per_mac, tops_per_mm2
+from lessen.analog.encoding import Encoding, Sliced
+
+_MAGNITUDE = 7  # bits of a weight or an input of 8 bits, its sign left out
+
+
+def chip_of(named: str | Path | Chip) -> Chip:
+    """The chip that is meant: a preset by name, a TOML file by path, or a `Chip`.
+
+    >>> chip_of("isaac").array.rows
+    128
+    """
+    if isinstance(named, Chip):
+        return named
+    text = str(named)
+    if isinstance(named, Path) or text.endswith(".toml") or "/" in text or Path(text).is_file():
+        return chipfile.load(Path(text).expanduser())
+    return chipfile.preset(text)
+
+
+def rows() -> list[dict[str, str]]:
+    """The presets: name, device, array, encoding, converters, source."""
+    found = []
+    for name in chipfile.presets():
+        chip = chipfile.preset(name)
+        found.append(
+            {
+                "name": name,
+                "device": type(chip.device).__name__,
+                "array": f"{chip.array.rows} x {chip.array.columns}",
+                "encoding": encoding_of(chip.encoding),
+                "converters": converters(chip),
+                "source": chip.source,
+            }
+        )
+    return found
+
+
+def encoding_of(encoding: Encoding) -> str:
+    """An encoding in words.
+
+    >>> encoding_of(Sliced(8, 2))
+    '8 bits in cells of 2, differential'
+    """
+    if isinstance(encoding, Sliced):
+        return f"{encoding.bits} bits in cells of {encoding.cell_bits}, {type(encoding.pair).__name__.lower()}"
+    return type(encoding).__name__.lower()
+
+
+def converters(chip: Chip) -> str:
+    """DAC and ADC in words."""
+    dac = "ideal DAC" if chip.dac.bits is None else f"DAC {chip.dac.bits} bits"
+    if chip.dac.bits is not None and chip.dac.cycles > 1:
+        dac += f" in {chip.dac.cycles} cycles"
+    adc = "ideal ADC" if chip.adc.bits is None else f"ADC {chip.adc.bits} bits for {chip.adc.columns} columns"
+    return f"{dac}, {adc}"
+
+
+def derived(chip: Chip) -> dict[str, str]:
+    """Figures that follow from a chip, by name, in words.
+
+    >>> derived(chip_of("isaac"))["devices for a weight"], derived(chip_of("isaac"))["reads for an input vector"]
+    ('8', '16')
+    """
+    rows, columns = chip.array.rows, chip.columns
+    found = {
+        "devices for a weight": str(chip.encoding.devices),
+        "weight columns of a tile": str(columns),
+        "weights of a tile": f"{rows * columns:,}",
+        "reads for an input vector": str(chip.dac.cycles),
+        "first time described": f"{chip.device.first:g} s",
+    }
+    if chip.system.tiles is not None:
+        found["weights of the chip"] = f"{chip.system.tiles * rows * columns:,}"
+    found["bits of the ADC"] = "ideal" if chip.adc.bits is None else f"{chip.adc.bits} with the sign"
+    cell = chip.encoding.cell_bits if isinstance(chip.encoding, Sliced) else _MAGNITUDE
+    drive = chip.dac.digit_bits or ((chip.dac.bits or _MAGNITUDE + 1) - 1)
+    lossless = lossless_adc_bits(rows, cell, drive) + 1
+    found["bits of a lossless ADC"] = f"{lossless} with the sign, for {rows} rows, {cell} bits in a cell and {drive} driven at once"
+    if chip.adc.bits is None:
+        return found | {"price of a conversion": "none: an ideal ADC"}
+    model = MODELS[chip.system.adc_model]
+    found["price of a conversion"] = f"{model.energy_pj(chip):.3g} pJ, {model.area_um2(chip):,.0f} um2, {model.sample_ns(chip):.3g} ns"
+    if chip.dac.bits is None:
+        return found
+    mac = per_mac(chip)
+    found["energy of a MAC on a full tile"] = f"{mac.total:.3g} fJ: ADC {mac.adc:.3g}, DAC {mac.dac:.3g}, cells {mac.cells:.3g}"
+    if isfinite(mac.macro_tops_per_watt):
+        found["macro at its peak"] = f"{mac.macro_tops_per_watt:.3g} TOPS/W, {tops_per_mm2(chip):.3g} TOPS/mm2"
+    return found
+
+
+def description(chip: Chip) -> str:
+    """A chip as TOML to edit, what follows from it in comments below."""
+    figures = "".join(f"# {name}: {value}\n" for name, value in derived(chip).items())
+    return f"{chipfile.dumps(chip)}\n# What follows from it:\n{figures}"

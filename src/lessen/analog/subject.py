@@ -1,0 +1,369 @@
+"""A network with what is asked of it on a chip: the data that sets its converters, and what judges it.
+
+What it is decides how it is judged, unless a function of the user's does:
+
+    language models    perplexity on held-out text; mean KL and top-1 agreement with the digital model at the same tokens
+    all others         signal-to-noise ratio of the outputs and top-1 agreement with the digital model, and accuracy where data has labels
+
+The digital model's answers are computed once. Whatever was chosen for the user is said in `notes`.
+"""
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from lessen.core.modules import evaluating
+from lessen.core.strict import check_fields
+from lessen.errors import LessenError, UsageError, one_line
+from lessen.evaluate import texts
+from lessen.evaluate.answers import answers
+from lessen.evaluate.language import Reference, evaluate
+from lessen.models import load
+from lessen.models.inputs import example_inputs
+from lessen.models.module import InMemory, imported
+from lessen.recover.objective import call, labels_of
+from lessen.stats import data
+from lessen.stats.text import builtin
+
+WINDOW, WINDOWS, CALIBRATION_WINDOWS = 256, 4, 4
+_KEPT = 2**27  # logits of the digital model that are kept between looks; more are computed anew each time
+
+Evaluate = Callable[[nn.Module], "float | Mapping[str, float]"]
+
+
+@dataclass(frozen=True)
+class Data:
+    """What a network is calibrated on and judged by; whatever is left out is chosen."""
+
+    calibration: str | Path | None = None
+    """Text that sets the converters of a language model: a .txt or .jsonl file, a directory of them; None: built-in text."""
+    batches: str | Iterable[Any] | None = None
+    """Inputs of any other model: batches, or `module:name` of such or of a function that returns some."""
+    eval: Sequence[str | Path] = ()
+    """Held-out text on which a language model is judged; empty: built-in text."""
+    evaluate: str | Evaluate | None = None
+    """Judges a model instead: a function of it, or `module:function`; returns a number, or numbers by name, the first of which counts."""
+    better: Literal["lower", "higher"] = "higher"
+    """Whether lower or higher numbers of `evaluate` are better."""
+    windows: int = WINDOWS
+    """Windows of each text that are scored."""
+    length: int | None = None
+    """Tokens in a window; None: 256, or the model's context if that is shorter."""
+    seed: int = 0
+    """Of the calibration windows."""
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+        if self.windows < 1 or (self.length is not None and self.length < 2):
+            raise UsageError("data", got=f"windows={self.windows}, length={self.length}", wanted="at least 1 window of 2 tokens")
+
+    @property
+    def asked(self) -> dict[str, Any]:
+        """As plain data, to tell whether a run that is gone on with asked for the same."""
+        spelt = {name: getattr(self, name) for name in ("better", "windows", "length", "seed")}
+        named = {"calibration": self.calibration, "batches": self.batches, "evaluate": self.evaluate}
+        shown = {name: _spelt(value) for name, value in named.items()}
+        return spelt | shown | {"eval": [str(e) for e in self.eval]}
+
+
+@dataclass(frozen=True)
+class Metric:
+    """One number of an evaluation.
+
+    Attributes:
+        name: its key.
+        title: for people.
+        better: "lower" or "higher".
+    """
+
+    name: str
+    title: str
+    better: Literal["lower", "higher"]
+
+
+@dataclass
+class Subject:
+    """A network and what is asked of it.
+
+    Attributes:
+        label: what to call it.
+        model: the digital model, in evaluation mode.
+        calibration: batches that set converters.
+        evaluate: judges a model.
+        metrics: what it says, the one that counts first.
+        language: whether it writes text.
+        example: inputs of one inference (its first row counts as one), for the cost; None for language models.
+        notes: what was chosen for the user.
+        tokenizer: of a language model.
+    """
+
+    label: str
+    model: nn.Module
+    calibration: list[Any]
+    evaluate: Evaluate
+    metrics: tuple[Metric, ...]
+    language: bool
+    example: Any = None
+    notes: list[str] = field(default_factory=list)
+    tokenizer: Any = None
+
+    @property
+    def metric(self) -> Metric:
+        """The one that counts."""
+        return self.metrics[0]
+
+    def judge(self, model: nn.Module) -> float:
+        """The number that counts."""
+        found = self.evaluate(model)
+        return float(found[self.metric.name] if isinstance(found, Mapping) else found)
+
+    def facts(self) -> dict[str, Any]:
+        """What a record says of the model."""
+        parameters = sum(p.numel() for p in self.model.parameters())
+        return {"label": self.label, "architecture": type(self.model).__name__, "parameters": parameters, "language": self.language}
+
+
+def opened(ref: str | Path | nn.Module) -> tuple[nn.Module, str]:
+    """The model that is meant, in float32 and evaluation mode, and what to call it; a module in memory is taken as it is."""
+    if isinstance(ref, nn.Module):
+        return ref.eval(), type(ref).__name__
+    model = load(ref, torch.float32).eval()
+    return model, Path(ref).name if Path(ref).expanduser().exists() else str(ref)
+
+
+def subject(ref: str | Path | nn.Module, asked: Data | None = None) -> Subject:
+    """Open a model and find out how it is judged.
+
+    Args:
+        ref: what `lessen.load` takes.
+        asked: data and judge.
+
+    Raises:
+        UsageError: data of the wrong kind, or none where it cannot be guessed. LessenError: data that cannot be read.
+    """
+    asked = asked or Data()
+    model, label = opened(ref)
+    made = _language(model, label, asked) if writes(model) and asked.batches is None else _other(model, label, asked)
+    return _judged_by(made, asked) if asked.evaluate is not None else made
+
+
+def writes(model: nn.Module) -> bool:
+    """Whether a model writes text."""
+    return bool(hasattr(model, "can_generate") and model.can_generate() and "input_ids" in _arguments(model))  # pyright: ignore[reportCallIssue]
+
+
+def _arguments(model: nn.Module) -> set[str]:
+    import inspect
+
+    return set(inspect.signature(model.forward).parameters)
+
+
+def _language(model: nn.Module, label: str, asked: Data) -> Subject:
+    notes: list[str] = []
+    source = InMemory(model, label)
+    tokenizer = source.tokenizer()
+    limit = int(source.config.get("max_position_embeddings") or source.config.get("n_positions") or WINDOW)
+    length = asked.length or min(WINDOW, limit)
+    if asked.calibration is None or str(asked.calibration) == "builtin":
+        text = builtin("calibration")
+        notes.append(f"Converters are set on {CALIBRATION_WINDOWS} windows of {length} tokens of built-in text (--calibration).")
+    else:
+        text = data.read_text(asked.calibration)
+    calibration = data.windows(tokenizer, text, CALIBRATION_WINDOWS, length, asked.seed)
+    if asked.evaluate is not None:
+        held: dict[str, Tensor] = {}
+    elif asked.eval:
+        held = texts.read(tokenizer, [*asked.eval], windows=asked.windows, length=length).tokens
+    else:
+        docs = builtin("evaluation")
+        held = {docs.name: data.sequential_windows(tokenizer, docs, length, at_most=asked.windows)}
+    for name, ids in held.items():
+        notes.append(f"Judged on {len(ids)} windows of {length} tokens of {name} (--windows, --eval): few, so that chips can be many.")
+    head = getattr(model, "get_output_embeddings", lambda: None)()
+    table = getattr(model, "get_input_embeddings", lambda: None)()
+    if head is not None and table is not None and head.weight is table.weight:
+        notes.append(
+            "The head shares its weights with the token table: the table stays digital, the head lies on tiles unless --split keeps it."
+        )
+    judge = _OnText(model, held)
+    return Subject(label, model, list(calibration.split(1)), judge, judge.metrics, True, None, notes, tokenizer)
+
+
+class _OnText:
+    """Perplexity, and the distance to the digital model, on windows of text."""
+
+    def __init__(self, model: nn.Module, tokens: dict[str, Tensor]):
+        self.tokens = tokens
+        self._remembered = _Remembered(model, tokens)
+
+    @property
+    def metrics(self) -> tuple[Metric, ...]:
+        found = []
+        for text in self.tokens:
+            of = f" on {text}" if len(self.tokens) > 1 else ""
+            key = f"{text}: " if len(self.tokens) > 1 else ""
+            found += [
+                Metric(f"{key}ppl", f"perplexity{of}", "lower"),
+                Metric(f"{key}kld", f"KL to the digital model{of}", "lower"),
+                Metric(f"{key}top1", f"top-1 agreement{of}", "higher"),
+            ]
+        return tuple(sorted(found, key=lambda m: ("ppl" not in m.name, "kld" not in m.name)))
+
+    def __call__(self, model: nn.Module) -> dict[str, float]:
+        found = evaluate(model, Reference(self._remembered, self.tokens), self.tokens)
+        values: dict[str, float] = {}
+        for text, row in found.items():
+            key = f"{text}: " if len(found) > 1 else ""
+            values |= {f"{key}ppl": row["ppl"], f"{key}kld": row["kld_mean"], f"{key}top1": row["top1"]}
+        return {metric.name: values[metric.name] for metric in self.metrics}
+
+
+class _Remembered:
+    """Answers of a model, kept as long as they are not too many."""
+
+    def __init__(self, model: nn.Module, tokens: dict[str, Tensor]):
+        self.label, self._answers = "the digital model", answers(model, tokens)
+        self._tokens, self._kept, self._size = tokens, dict[tuple[str, int], Tensor](), 0
+
+    def logits(self, text: str, window: int, start: int, stop: int) -> Tensor:
+        key = (text, window)
+        if key not in self._kept:
+            whole = self._answers.logits(text, window, 0, self._tokens[text].shape[1])
+            if self._size + whole.numel() > _KEPT:
+                return whole[start:stop]
+            self._kept[key] = whole
+            self._size += whole.numel()
+        return self._kept[key][start:stop]
+
+
+def _other(model: nn.Module, label: str, asked: Data) -> Subject:
+    notes: list[str] = []
+    if asked.calibration is not None or asked.eval:
+        got, remedy = f"text for {label}", "give its data with --batches package.module:name"
+        raise UsageError(
+            "--calibration" if asked.calibration is not None else "--eval", got=got, wanted="a model that writes text", remedy=remedy
+        )
+    if asked.batches is None:
+        example = example_inputs(model, label)
+        batches = [example if isinstance(example, Mapping | Tensor) else example[0]]
+        notes.append("Converters are set and outputs compared on the model's example inputs, which are no data: give some with --batches.")
+    else:
+        batches = batches_of(asked.batches)
+    first = max(1, len(batches) // 4)
+    calibration, held = (batches[:first], batches[first:]) if len(batches) > 1 else (batches, batches)
+    if len(batches) > 1:
+        notes.append(f"Converters are set on the first {first} of {len(batches)} batches, outputs are compared on the others.")
+    elif asked.batches is not None:
+        notes.append("One batch sets the converters and is judged on as well.")
+    judge = _OnBatches(model, held if asked.evaluate is None else [])
+    return Subject(label, model, calibration, judge, judge.metrics, False, batches[0], notes)
+
+
+def batches_of(given: str | Iterable[Any]) -> list[Any]:
+    """Batches, from `module:name` if that is what is given."""
+    if isinstance(given, Tensor):
+        return [given]
+    if not isinstance(given, str):
+        found = list(given)
+    else:
+        if ":" not in given:
+            raise UsageError("--batches", got=repr(given), wanted="package.module:name")
+        source: Any = imported(given)
+        try:
+            made: Any = source() if callable(source) else source
+            found = [made] if isinstance(made, Tensor) else list(made)
+        except Exception as error:
+            raise LessenError(given, got=one_line(error), wanted="batches, or a function that returns some") from error
+    if not found:
+        raise UsageError("batches", got="none", wanted="at least one")
+    return found
+
+
+class _OnBatches:
+    """Agreement with the digital model, and with labels where there are any."""
+
+    def __init__(self, model: nn.Module, batches: list[Any]):
+        self.batches = batches
+        with torch.no_grad(), evaluating(model):
+            self.outputs = [output_of(call(model, batch)).detach().clone() for batch in batches]
+        self.classes = all(out.ndim >= 2 and out.shape[-1] > 1 for out in self.outputs)
+        labels = [labels_of(batch) if isinstance(batch, tuple | list | Mapping) else None for batch in batches]
+        fit = [x is not None and not x.is_floating_point() and x.shape == y.shape[:-1] for x, y in zip(labels, self.outputs, strict=True)]
+        self.labels = labels if fit and all(fit) else None
+
+    @property
+    def metrics(self) -> tuple[Metric, ...]:
+        accuracy = (Metric("accuracy", "accuracy", "higher"),) if self.labels else ()
+        agreement = (Metric("top1", "top-1 agreement with the digital model", "higher"),) if self.classes else ()
+        return (*accuracy, Metric("sqnr_db", "signal to error of the outputs, dB", "higher"), *agreement)
+
+    def __call__(self, model: nn.Module) -> dict[str, float]:
+        signal = error = agree = right = count = 0.0
+        with torch.no_grad(), evaluating(model):
+            for place, (batch, exact) in enumerate(zip(self.batches, self.outputs, strict=True)):
+                found = output_of(call(model, batch))
+                signal += float(exact.double().square().sum())
+                error += float((found - exact).double().square().sum())
+                if self.classes:
+                    best = found.argmax(-1)
+                    agree, count = agree + float((best == exact.argmax(-1)).sum()), count + best.numel()
+                    if self.labels:
+                        right += float((best == self.labels[place]).sum())
+        ratio = 10 * math.log10(signal / error) if error > 0 and signal > 0 else 300.0  # what float64 can tell; JSON has no infinity
+        values = {"sqnr_db": min(ratio, 300.0), "top1": agree / max(count, 1), "accuracy": right / max(count, 1)}
+        return {metric.name: values[metric.name] for metric in self.metrics}
+
+
+def output_of(output: Any) -> Tensor:
+    """The tensor that a model is judged by: its logits, else the first floating-point tensor that it returns."""
+    if isinstance(output, Tensor):
+        return output
+    if isinstance(getattr(output, "logits", None), Tensor):
+        return output.logits
+    values = output.values() if isinstance(output, Mapping) else output if isinstance(output, tuple | list) else ()
+    for value in values:
+        if isinstance(value, Tensor) and value.is_floating_point():
+            return value
+    raise LessenError("model", got=f"an output of type {type(output).__name__}", wanted="a tensor", remedy="judge it with --evaluate")
+
+
+def _judged_by(made: Subject, asked: Data) -> Subject:
+    """The same with the user's own judge."""
+    judge: Any = asked.evaluate
+    label = getattr(judge, "__name__", "quality")
+    if isinstance(judge, str):
+        if ":" not in judge:
+            raise UsageError("--evaluate", got=repr(judge), wanted="package.module:function")
+        label, judge = judge, imported(judge)
+    if not callable(judge):
+        raise UsageError(str(label), got=type(judge).__name__, wanted="a function of a model")
+    judge = _Asked(judge, str(label))
+    with torch.no_grad(), evaluating(made.model):
+        first = judge(made.model)
+    names = list(first) if isinstance(first, Mapping) else ["quality"]
+    metrics = tuple(Metric(name, name.replace("_", " "), asked.better) for name in names)
+    notes = [*made.notes, f"{label} judges; {asked.better} numbers are taken as better (--better)."]
+    return replace(made, evaluate=judge, metrics=metrics, notes=notes)
+
+
+class _Asked:
+    """A function of the user's, whose mishaps are told with its name."""
+
+    def __init__(self, function: Any, label: str):
+        self.function, self.label = function, label
+
+    def __call__(self, model: nn.Module) -> float | dict[str, float]:
+        try:
+            found = self.function(model)
+            return {str(k): float(v) for k, v in found.items()} if isinstance(found, Mapping) else float(found)
+        except Exception as error:
+            raise LessenError(self.label, got=one_line(error), wanted="a number, or numbers by name, for a model") from error
+
+
+def _spelt(value: Any) -> str | None:
+    return None if value is None else str(value) if isinstance(value, str | Path) else f"{type(value).__name__} in memory"
