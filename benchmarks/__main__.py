@@ -22,6 +22,7 @@ BENCHMARKS = {
     "analog_speed": ("benchmarks.analog_speed", "simulated analog layers and networks against digital ones and other toolkits"),
     "analog_cost": ("benchmarks.analog_cost", "energy, latency and area on analog chips; the Pareto front of a search"),
     "analog_statistics": ("benchmarks.analog_statistics", "simulated devices against their sources and against another toolkit"),
+    "analog_quality": ("benchmarks.analog_quality", "networks on chips over time, plain and made robust, over ten chips"),
     "start": ("benchmarks.start", "how long `lessen --help` takes"),
 }
 
