@@ -15,14 +15,12 @@ import ast
 import re
 import tomllib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
-from dataclasses import dataclass, fields, is_dataclass, replace
+from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
-from types import NoneType, UnionType
-from typing import TYPE_CHECKING, Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Any, Literal, get_type_hints
 
-from lessen.core.options import spell
-from lessen.errors import LessenError, UsageError, nearest
+from lessen.core.tables import Place, coerce, construct
+from lessen.errors import UsageError, nearest
 
 if TYPE_CHECKING:
     from lessen.core.method import Method
@@ -110,7 +108,7 @@ def loads(text: str, where: str = "recipe") -> Recipe:
     except ValueError as error:
         line = re.search(r"line (\d+)", str(error))
         raise UsageError(f"{where}:{line[1]}" if line else where, got=str(error), wanted="TOML", remedy="words need quotes") from None
-    return _recipe(data, _Place(where, text))
+    return _recipe(data, Place(where, text))
 
 
 def parse(methods: str | Iterable[str], where: str = "--method") -> Recipe:
@@ -123,7 +121,7 @@ def parse(methods: str | Iterable[str], where: str = "--method") -> Recipe:
     lessen.errors.UsageError: --method: got the method GTPQ, wanted one that exists; did you mean GPTQ?
     """
     texts = [methods] if isinstance(methods, str) else methods
-    return Recipe(tuple(_method(text, _Place(where)) for text in texts))
+    return Recipe(tuple(_method(text, Place(where)) for text in texts))
 
 
 def to_json(methods: "Iterable[Method]") -> list[dict[str, Any]]:
@@ -133,31 +131,10 @@ def to_json(methods: "Iterable[Method]") -> list[dict[str, Any]]:
 
 def from_json(data: Sequence[Mapping[str, Any]], where: str = "recipe") -> "list[Method]":
     """The methods that `to_json` described; as strict as a file."""
-    return [_method(item, _Place(where)) for item in data]
+    return [_method(item, Place(where)) for item in data]
 
 
-@dataclass(frozen=True)
-class _Place:
-    """Where a piece of a recipe stands, to name its line when something is wrong with it."""
-
-    label: str
-    text: str = ""
-    line: int = 0
-
-    def __str__(self) -> str:
-        return f"{self.label}:{self.line}" if self.line else self.label
-
-    def find(self, pattern: str, count: int = 1) -> "_Place":
-        """The `count`-th line from here on that matches, or here when none does."""
-        lines = enumerate(self.text.splitlines(), 1)
-        hits = [n for n, line in lines if n >= self.line and re.search(pattern, line.split(" #")[0])]
-        return replace(self, line=hits[count - 1]) if len(hits) >= count else self
-
-    def key(self, name: str) -> "_Place":
-        return self.find(rf"""(?:^|[\s{{,"']){re.escape(name)}["']?\s*[=:]""")
-
-
-def _recipe(data: Mapping[str, Any], place: _Place) -> Recipe:
+def _recipe(data: Mapping[str, Any], place: Place) -> Recipe:
     hints = get_type_hints(Recipe, localns={"Method": object})
     settings = {name: hint for name, hint in hints.items() if name != "methods"}
     unknown = [key for key in data if key not in {"method", *settings}]
@@ -172,10 +149,10 @@ def _recipe(data: Mapping[str, Any], place: _Place) -> Recipe:
     if not isinstance(items, list) or not items:
         raise UsageError(str(place), got="no [[method]]", wanted="at least one", remedy='add [[method]] and name = "GPTQ"')
     methods = tuple(_method(item, place.find(r"^\s*\[\[\s*method\s*\]\]", i)) for i, item in enumerate(items, 1))
-    return Recipe(methods, **{key: _coerce(data[key], settings[key], place.key(key), key) for key in settings if key in data})
+    return Recipe(methods, **{key: coerce(data[key], settings[key], place.key(key), key, _nested) for key in settings if key in data})
 
 
-def _method(item: Any, place: _Place) -> Any:
+def _method(item: Any, place: Place) -> Any:
     """Build one method from a table, a line of text, or the method itself."""
     from lessen.methods import METHODS
 
@@ -189,16 +166,12 @@ def _method(item: Any, place: _Place) -> Any:
     name = {word.lower(): word for word in known}.get(spelt.lower(), spelt)
     if name not in known:
         raise UsageError(str(place.key("name")), got=f"the method {name}", wanted="one that exists", remedy=nearest(name, known))
-    cls, given = known[name], {key: value for key, value in item.items() if key != "name"}
-    hints = {field.name: get_type_hints(cls)[field.name] for field in fields(cls) if field.init}
-    for key in given:
-        if key not in hints:
-            raise UsageError(str(place.key(key)), got=f"the option {key}", wanted=f"an option of {name}", remedy=nearest(key, hints))
-    values = {key: _coerce(value, hints[key], place.key(key), f"{name}.{key}") for key, value in given.items()}
-    try:
-        return cls(**values)
-    except LessenError as error:
-        raise UsageError(f"{place}: {error.where}", got=error.got, wanted=error.wanted, remedy=error.remedy) from None
+    return construct(known[name], {key: value for key, value in item.items() if key != "name"}, place, _nested)
+
+
+def _nested(value: Any, want: Any, place: Place) -> Any:
+    """Where an option holds a method."""
+    return _method(value, place)
 
 
 def call(text: str, where: str) -> dict[str, Any]:
@@ -224,37 +197,6 @@ def call(text: str, where: str) -> dict[str, Any]:
         return {"name": body.id} if isinstance(body, ast.Name) else value(body)
     except (SyntaxError, ValueError):
         raise UsageError(where, got=repr(text), wanted="a name with its options", remedy="write it like GPTQ(bits=4, group=64)") from None
-
-
-def _coerce(value: Any, want: Any, place: _Place, name: str) -> Any:
-    """`value` as the annotation `want` asks for, or a UsageError."""
-    origin, args = get_origin(want), get_args(want)
-    if origin in (Union, UnionType):
-        for option in args:
-            with suppress(UsageError):
-                return _coerce(value, option, place, name)
-    elif origin is Literal:
-        if any(value == arg and type(value) is type(arg) for arg in args):
-            return value
-        if isinstance(value, str):
-            remedy = nearest(value, map(str, args))
-            raise UsageError(str(place), got=f"{name} = {value!r}", wanted=spell(want), remedy=remedy)
-    elif want is NoneType:
-        if value is None or value == "none":
-            return None
-    elif want is float and type(value) is int:
-        return float(value)
-    elif want in (bool, int, float, str):
-        if type(value) is want:
-            return value
-    elif origin is tuple and isinstance(value, list | tuple):
-        if args[-1] is Ellipsis:
-            return tuple(_coerce(item, args[0], place, name) for item in value)
-        if len(args) == len(value):
-            return tuple(_coerce(item, arg, place, name) for item, arg in zip(value, args, strict=True))
-    elif origin is not tuple and (isinstance(value, str | Mapping) or is_dataclass(value)):
-        return _method(value, place)
-    raise UsageError(str(place), got=f"{name} = {value!r} ({type(value).__name__})", wanted=spell(want))
 
 
 def _plain(value: Any) -> Any:

@@ -1,6 +1,6 @@
 """Values of a TOML table as the annotations of a dataclass ask for them; what does not fit is an error with its line.
 
-For files that describe objects, such as a chip: one notion of what a wrong word, a wrong type or an unknown key is answered with.
+Shared by recipes (methods) and chip files: one notion of what a wrong word, a wrong type or an unknown key is answered with.
 """
 
 import re
@@ -45,9 +45,9 @@ Nested = Callable[[Any, Any, Place], Any]
 def hints(cls: type) -> dict[str, Any]:
     """What the fields of a dataclass may be.
 
-    >>> from lessen.analog.periphery import Wires
-    >>> list(hints(Wires))
-    ['ohm', 'model']
+    >>> from lessen.methods.rtn import RTN
+    >>> hints(RTN)["bits"]
+    <class 'int'>
     """
     known = get_type_hints(cls)
     return {field.name: known[field.name] for field in fields(cls) if field.init}
