@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from lessen.analog.attention import AnalogAttention
 from lessen.analog.chip import Chip
 from lessen.analog.crossbar import Moment
+from lessen.analog.experts import AnalogExperts, is_pack
 from lessen.analog.layer import Tiles, kind_of, matrix, on_tiles
 from lessen.analog.streams import stream
 from lessen.core.event import Event, Listener
@@ -171,7 +172,7 @@ def map(
     twin = copy.deepcopy(model, dict(parameters))
     layers: dict[str, nn.Module] = {}
     digital: dict[str, str] = {}
-    _open_attention(twin, rule)
+    _open(twin, rule)
     for name, module in list(twin.named_modules()):
         if not any(p.dim() > 1 for p in module.parameters(recurse=False)):
             continue
@@ -193,12 +194,16 @@ def map(
     return mapped.calibrate(calibration, run) if calibration is not None else mapped
 
 
-def _open_attention(model: nn.Module, rule: Split) -> None:
-    """Attention modules of torch hide their projections from modules; their counterparts call them."""
+def _open(model: nn.Module, rule: Split) -> None:
+    """Attention modules of torch and packs of experts hide their matrices from modules; their counterparts call them."""
     for name, module in list(model.named_modules()):
-        if type(module) is nn.MultiheadAttention and name and not rule.keeps(name):
-            parent, _, leaf = name.rpartition(".")
+        if not name or rule.keeps(name):
+            continue
+        parent, _, leaf = name.rpartition(".")
+        if type(module) is nn.MultiheadAttention:
             setattr(model.get_submodule(parent), leaf, AnalogAttention(module))
+        elif is_pack(module):
+            setattr(model.get_submodule(parent), leaf, AnalogExperts(module))
 
 
 def _check_names(model: nn.Module, rule: Split) -> None:
