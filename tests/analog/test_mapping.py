@@ -11,7 +11,7 @@ from lessen.analog.devices.gaussian import Gaussian
 from lessen.analog.devices.pcm import PCM
 from lessen.analog.encoding import Differential, Encoding, Offset, Sliced
 from lessen.analog.mapping import Split, map
-from lessen.analog.periphery import Adc, Dac
+from lessen.analog.periphery import Adc, Dac, Wires
 from lessen.errors import LessenError, UsageError
 
 ENCODINGS = [Differential(), Differential("tile"), Offset(), Offset("tile")]
@@ -280,3 +280,30 @@ def test_moments_of_half_a_model():
     x = torch.randn(3, 11)
     with torch.no_grad():
         assert torch.allclose(map(conv, Chip(array=Array(4, 64))).program()(x), conv(x), atol=1e-5)
+
+
+@pytest.mark.parametrize("model", ["columns", "solved", "fast"])
+@torch.no_grad()
+def test_wires_take_from_the_columns(model: str):
+    """More resistance takes more; none takes nothing; a column of the layer is that of the nodal equations."""
+    linear, x = nn.Linear(24, 6, bias=False).double(), torch.rand(5, 24, dtype=torch.float64)
+    nn.init.uniform_(linear.weight, 0.2, 1.0)
+    kept = []
+    for ohm in (0.0, 1.0, 30.0):
+        wires = Wires(ohm, model)  # pyright: ignore[reportArgumentType]
+        found = map(linear, Chip(wires=wires, dac=Dac(16), array=Array(32, 32)), calibration=[x]).program()(x)
+        kept.append(float((found / linear(x)).mean()))
+    assert kept[0] == pytest.approx(1, abs=1e-4) and 1 > kept[1] > kept[2] > 0.5
+
+
+@torch.no_grad()
+def test_exact_wires_are_what_the_solver_finds():
+    from lessen.analog.resistance import solve
+
+    linear, x = nn.Linear(8, 3, bias=False).double(), torch.rand(4, 8, dtype=torch.float64)
+    nn.init.uniform_(linear.weight, 0.1, 1.0)
+    found = map(linear, Chip(wires=Wires(20.0, "solved"), array=Array(8, 6))).program()(x)
+    scale = linear.weight.amax(1)
+    conductance = (25.0 * linear.weight / scale[:, None]).t()[None].contiguous()
+    current = solve(conductance, x[None], 20.0, 20.0)[0]
+    assert torch.allclose(found, current / 25.0 * scale, rtol=1e-4)

@@ -199,8 +199,9 @@ def _aged(plane: Plane, chip: Chip, moment: Moment, address: tuple[int, int, int
     sigma = None if chip.reads == "quiet" else device.read_sigma(g, moment.seconds, cells.conductance)
     if chip.reads == "frozen" and sigma is not None:
         g = (g + sigma * normal(g, stream(moment.chip, "read", moment.seconds, *draw))).clamp_(min=0)
-    if chip.wires.ohm and chip.wires.model == "solved":
-        g = torch.cat([effective(piece, chip.wires.ohm, chip.wires.ohm) for piece in g.split(chip.columns, -1)], -1)
+    if chip.wires.ohm and chip.wires.model != "fast":
+        along_rows = chip.wires.ohm if chip.wires.model == "solved" else 0.0
+        g = torch.cat([effective(piece, along_rows, chip.wires.ohm) for piece in g.split(chip.columns, -1)], -1)
     return g, sigma
 
 

@@ -82,8 +82,9 @@ class Wires:
 
     ohm: float = 0.35
     """From cell to cell, along rows and columns alike."""
-    model: Literal["fast", "solved"] = "fast"
-    """A closed form from the load of each column, or Kirchhoff's equations by iteration (slow: for small networks)."""
+    model: Literal["fast", "columns", "solved"] = "fast"
+    """A closed form from the load of each column, for inputs coded in time; Kirchhoff's equations of the columns, or of rows and columns
+    (seconds for a large tile), for inputs coded as voltages. The equations are solved when a chip is programmed; reading costs nothing."""
 
     def __post_init__(self) -> None:
         check_fields(self)
