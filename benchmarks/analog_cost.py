@@ -38,7 +38,7 @@ TABLE = {
 }
 DAY = 86400.0
 TOKENS = 256
-TRIALS = 40
+TRIALS = 24
 
 
 def rows(session: Session) -> Iterator[Row | None]:
