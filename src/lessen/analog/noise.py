@@ -81,17 +81,17 @@ class Stage:
         """Standard normal numbers."""
         return torch.randn(like.shape, generator=self.generator, dtype=like.dtype, device=like.device)
 
-    def error(self, weight: Tensor, scale: Tensor, tiles: Tiles) -> Tensor | None:
-        """What this batch's chip adds to a weight `(group output) input`; `scale` is `tile 1 column`."""
+    def error(self, weight: Tensor, scale: Tensor, tiles: Tiles) -> tuple[Tensor | None, Tensor]:
+        """What this batch's chip adds to a weight `(group output) input`, and its scales `tile 1 column`, drift compensated."""
         if isinstance(self.noise, Programmed):
             instance, seconds = self.drawn or self.noise.draw(tiles.chip, self.generator)
             crossbar, own = tiles.programmed(weight, Moment(instance, tiles.name, seconds))
             made = execute.fold(crossbar, own, tiles.chip, tiles.place).matrix
-            return made.transpose(1, 2).reshape(weight.shape).sub_(weight)
+            return made.transpose(1, 2).reshape(weight.shape).sub_(weight), own
         if not self.noise.sigma:
-            return None
+            return None, scale
         largest = scale.amax() if self.noise.of == "tensor" else spread(scale, tiles.place)
-        return self.normal(weight).mul_(self.noise.sigma * largest)
+        return self.normal(weight).mul_(self.noise.sigma * largest), scale
 
 
 def spread(scale: Tensor, place: Layout) -> Tensor:

@@ -47,7 +47,7 @@ class Rehearsed(nn.Module):
         weight = matrix(self)
         with torch.no_grad():
             scale = scales(cut(weight, self.tiles.place), self.tiles.chip)
-            error = self.stage.error(weight.detach(), scale, self.tiles)
+            error, scale = self.stage.error(weight.detach(), scale, self.tiles)
         return (weight if error is None else weight + error), scale
 
     @property

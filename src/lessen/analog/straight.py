@@ -44,7 +44,7 @@ class _Driven(torch.autograd.Function):
             return inner, None, None, None
         outwards = (gradient * driven.sign())[clipped].clamp_(max=0).sum()
         fits = 1 - clipped.sum() / clipped.numel()
-        return inner, (full * (outwards + ctx.decay * (fits > FITS))).reshape(full.shape), None, None
+        return inner, (full * (outwards + ctx.decay * (fits > FITS).to(full))).reshape(full.shape), None, None
 
 
 def driven(x: Tensor, full: Tensor, levels: int, decay: float = 0.0) -> Tensor:
