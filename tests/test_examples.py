@@ -41,6 +41,15 @@ def test_pruning_then_quantizing(tiny_model: Path, tiny_texts: tuple[Path, Path]
     assert int(after) < int(before)
 
 
+def test_pruning_any_model(tmp_path: Path, capsys):
+    example("prune_any_model.py")(str(tmp_path / "small"), steps=6)
+    said = capsys.readouterr().out.splitlines()
+    readme = (EXAMPLES.parent / "README.md").read_text()
+    cut = [line for line in said if line.endswith(" removed")]
+    assert len(cut) >= 4 and all(line in readme for line in cut)  # what the README shows is what is printed
+    assert said[-1] == f"114,989 parameters in {tmp_path / 'small'}"
+
+
 def test_recovering_from_python(tiny_model: Path, capsys):
     example("recover_from_python.py")(str(tiny_model), "20%", 0.05, tokens=2048)
     before, after = capsys.readouterr().out.splitlines()[0].replace(",", "").replace(" parameters became ", " ").split()[:2]

@@ -74,10 +74,14 @@ class Pruned:
 
     def __repr__(self) -> str:
         """What was won, in a few lines."""
-        won = [f"{name}: {self.before[name]:,.4g} -> {self.after[name]:,.4g}" for name in self.before]
+        won = [f"{name}: {_number(self.before[name])} -> {_number(self.after[name])}" for name in self.before]
         cut = [f"  {record.unit}: {record.reason}" for record in self.records[:_SHOWN]]
         more = [f"  and {len(self.records) - _SHOWN} more units"] if len(self.records) > _SHOWN else []
         return "\n".join([", ".join(won), *cut, *more, *self.notes])
+
+
+def _number(value: float) -> str:
+    return f"{value:,.0f}" if value >= 1000 else f"{value:.4g}"
 
 
 @strict()
