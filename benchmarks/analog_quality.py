@@ -184,10 +184,10 @@ def _language_chip(name: str) -> Chip:
     return replace(chip, dac=replace(chip.dac, range="dynamic"), system=replace(chip.system, tiles=None))
 
 
-def _smollm(name: str, split: Split | None = None, chips: int = CHIPS, seed: int = 0) -> Row:
+def _smollm(name: str, split: Split | None = None, chips: int | range = CHIPS) -> Row:
     model, seen, judges = _language()
     mapped = map(model, _language_chip(name), calibration=seen, store=torch.float16, split=split)
-    found = simulate(mapped, judges["near"], digital=model, times=_times(mapped, (YEAR,)), chips=chips, seed=seed)
+    found = simulate(mapped, judges["near"], digital=model, times=_times(mapped, (YEAR,)), chips=chips)
     head = {"network": "smollm2", "chip": name, "method": "plain" if split is None else "split", "tiles": mapped.physical_tiles}
     return head | {"figure": "perplexity"} | _told(found)
 
@@ -206,7 +206,7 @@ def _smollm_split(name: str) -> Row:
             digital.append(row.name)
             share += row.macs / total
     del mapped
-    found = _smollm(name, Split(tuple(digital)), seed=100)
+    found = _smollm(name, Split(tuple(digital)), chips=range(100, 100 + CHIPS))
     return found | {"digital_layers": digital, "digital_macs": round(share, 4)}
 
 

@@ -72,21 +72,21 @@ def simulated(
         UsageError: an unknown preset, a time that the device does not cover, a pattern that names no layer.
     """
     described, asked = chip_of(chip), data or Data()
-    _check(described, times, chips)
-    rows = started(out, {"kind": "simulate", "model": _named(model), "chip": repr(described), "split": list(split), "data": asked.asked})
+    check(described, times, chips)
+    rows = started(out, {"kind": "simulate", "model": name_of(model), "chip": repr(described), "split": list(split), "data": asked.asked})
     run = AnalogRun("simulate")
     with timed(run, "simulate"):
         network = subject(model, asked)
         mapped = put(network.model, described, split=split, calibration=network.calibration, run=call)
         found = simulate(
-            mapped, network.evaluate, digital=network.model, times=times, chips=chips, seed=seed, file=rows and rows / "looks.jsonl",
+            mapped, network.evaluate, digital=network.model, times=times, chips=range(seed, seed + chips), file=rows and rows / "looks.jsonl",
             on_event=on_event,
         )  # fmt: skip
     fill(run, network, mapped, seed)
     run.qualities = [quality("as mapped", found, network.metrics)]
     with timed(run, "cost"):
         try:
-            run.costs, run.context = _costs(network, mapped)
+            run.costs, run.context = costs_of(network, mapped)
         except LessenError as error:
             run.notes.append(f"What it costs is not told: {error}.")
     return finished(run, out)
@@ -119,14 +119,14 @@ def priced(
     if context < 1:
         raise UsageError("context", got=str(context), wanted="at least one token")
     asked = Data(batches=batches)
-    said = {"kind": "cost", "model": _named(model), "chip": repr(described), "split": list(split), "context": context, "data": asked.asked}
+    said = {"kind": "cost", "model": name_of(model), "chip": repr(described), "split": list(split), "context": context, "data": asked.asked}
     started(out, said)
     run = AnalogRun("cost")
     with timed(run, "cost"):
         network = subject(model, asked)
         network.notes = [n for n in network.notes if n.startswith("The head")]
         mapped = put(network.model, described, split=split)
-        run.costs, run.context = _costs(network, mapped, context)
+        run.costs, run.context = costs_of(network, mapped, context)
     fill(run, network, mapped)
     return finished(run, out)
 
@@ -197,7 +197,7 @@ def searched(
     described, asked, search = chip_of(chip), data or Data(), search or Search()
     if chips < 1:
         raise UsageError("chips", got=str(chips), wanted="at least one")
-    said = {"kind": "explore", "model": _named(model), "chip": repr(described), "data": asked.asked, "split": list(split)}
+    said = {"kind": "explore", "model": name_of(model), "chip": repr(described), "data": asked.asked, "split": list(split)}
     folder = started(out, said | {"chips": chips, "seconds": seconds, "space": {path: repr(v) for path, v in space.items()}})
     if folder is not None and search.storage is None:
         search = Search(search.trials, search.workers, folder / "search.log", search.seed, search.backend)
@@ -260,8 +260,8 @@ def timed(run: AnalogRun, phase: str) -> Iterator[None]:
     run.seconds[phase] = round(time.perf_counter() - start, 3)
 
 
-def _check(chip: Chip, times: Sequence[float] | None, chips: int) -> None:
-    """Refuse what the device cannot tell before any model is opened."""
+def check(chip: Chip, times: Sequence[float] | None, chips: int) -> None:
+    """Refuse what a device cannot tell, before any model is opened."""
     if chips < 1:
         raise UsageError("chips", got=str(chips), wanted="at least one")
     if times is not None and not times:
@@ -270,11 +270,12 @@ def _check(chip: Chip, times: Sequence[float] | None, chips: int) -> None:
         chip.device.check_time(seconds)
 
 
-def _named(model: Model) -> str:
+def name_of(model: Model) -> str:
+    """What a model is called in what was asked for."""
     return type(model).__name__ if isinstance(model, nn.Module) else str(model)
 
 
-def _costs(network: Subject, mapped: Mapped, context: int = CONTEXT) -> tuple[dict[str, dict[str, Any]], int | None]:
+def costs_of(network: Subject, mapped: Mapped, context: int = CONTEXT) -> tuple[dict[str, dict[str, Any]], int | None]:
     """What inferences cost, by what they are."""
     found: dict[str, Cost] = {name: cost(shapes, mapped) for name, shapes in _shapes(network, context)}
     return {name: each.to_json() for name, each in found.items()}, context if network.language else None

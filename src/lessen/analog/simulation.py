@@ -87,8 +87,7 @@ def simulate(
     *,
     digital: nn.Module | None = None,
     times: Sequence[float] | None = None,
-    chips: int = 10,
-    seed: int = 0,
+    chips: int | Sequence[int] = 10,
     adapt: Callable[[Mapped], Any] | None = None,
     file: Path | str | None = None,
     on_event: Listener | None = None,
@@ -100,13 +99,13 @@ def simulate(
         evaluate: judges a model.
         digital: the model itself, evaluated once for comparison.
         times: seconds since programming; by default the first time of the device, an hour, a day, a month and a year.
-        chips: instances, each with programming errors and faults of its own.
-        seed: of the first; the others follow.
+        chips: how many instances, each with programming errors and faults of its own; or their seeds.
         adapt: called after every look and before the evaluation, to let the network adapt to what the chip has become (`AdaBS`).
         file: keeps the rows; a run with the same file goes on.
         on_event: progress.
     """
-    if chips < 1:
+    instances = range(chips) if isinstance(chips, int) else list(chips)
+    if not instances:
         raise UsageError("simulate", got=f"chips={chips}", wanted="at least one")
     moments = standard_times(mapped) if times is None else list(times)
     for seconds in moments:
@@ -114,7 +113,7 @@ def simulate(
     kept = _Kept(Path(file), {"chip": repr(mapped.chip), "layers": sorted(mapped.layers)}) if file is not None else None
     rows = {} if kept is None else kept.rows
     found = Simulation(_digital(evaluate, digital, kept))
-    for instance in range(seed, seed + chips):
+    for number, instance in enumerate(instances):
         for place, seconds in enumerate(moments):
             look = rows.get((instance, seconds))
             if look is None:
@@ -123,8 +122,8 @@ def simulate(
                     kept.add(look)
             found.looks.append(look)
             if on_event is not None:
-                done = (instance - seed) * len(moments) + place + 1
-                on_event(Event("simulate", done, chips * len(moments), f"chip {instance} at {spell(seconds)}", seconds=look.took))
+                done = number * len(moments) + place + 1
+                on_event(Event("simulate", done, len(instances) * len(moments), f"chip {instance} at {spell(seconds)}", seconds=look.took))
     return found
 
 
