@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 import lessen
+from lessen.errors import LessenError
 from lessen.methods import Magnitude
 from lessen.recover.adapters import Adapters, attach, merge
 from lessen.recover.losses import Features, Logits
@@ -68,11 +69,5 @@ def _divergence(student: nn.Module, teacher: nn.Module, x: Tensor) -> float:
 def test_features_that_were_cut_say_so():
     model, x = cnn(), images(16, 8)
     pruned = lessen.prune(model, x[:2], method=Magnitude(ratio=0.5), prove=False)
-    with pytest.raises(lessen_error(), match="features"):
+    with pytest.raises(LessenError, match="features"):
         lessen.recover(pruned.model, model, x, losses=[Features({"0": "0"})], steps=1)
-
-
-def lessen_error() -> type[Exception]:
-    from lessen.errors import LessenError
-
-    return LessenError
