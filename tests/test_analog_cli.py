@@ -36,3 +36,252 @@ def loudness(model: nn.Module) -> dict[str, float]:
 
 def broken(model: nn.Module) -> float:
     raise ValueError("no idea")
+
+
+def normed() -> Any:
+    """A network of another kind: it tells its example, returns no classes, and has batch norms."""
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        net: Any = nn.Sequential(nn.Conv1d(2, 6, 3), nn.BatchNorm1d(6), nn.ReLU(), nn.Flatten(), nn.Linear(36, 1)).eval()
+    net.example_inputs = torch.randn(3, 2, 8, generator=torch.Generator().manual_seed(0))
+    return net
+
+
+OURS = [f"{HERE}:network", "--batches", f"{HERE}:batches", "--chip"]
+
+
+def told(capsys: Any, *tokens: Any) -> dict[str, Any]:
+    """What a command says to programs."""
+    code, out, err = call(capsys, "analog", *tokens, "--json", "--quiet")
+    assert code == 0, err
+    found = json.loads(out)
+    assert found["command"] == f"analog {tokens[0]}"
+    return found
+
+
+def test_nested_commands_explain_themselves_without_torch():
+    """The top one among them is tested with all the others; these are its children."""
+    code = """
+import sys
+from lessen.cli.main import app, run
+names = [name for name in app["analog"] if not name.startswith("-")]
+assert set(names) >= {"presets", "describe", "simulate", "cost", "robust", "methods", "explore"}, names
+for name in names:
+    assert run(["analog", name, "--help"]) == 0
+assert "torch" not in sys.modules and "numpy" not in sys.modules and "lessen.analog.chip" not in sys.modules
+"""
+    found = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    for name in ("presets", "describe", "simulate", "cost", "robust", "methods", "explore"):
+        assert found.stdout.count(f"  lessen analog {name}") >= 3, name
+    assert found.stdout.count("--debug") == 7
+
+
+def test_every_preset_is_listed_with_its_source(capsys: Any):
+    from lessen.analog.chipfile import presets
+
+    rows = told(capsys, "presets")["presets"]
+    assert [row["name"] for row in rows] == list(presets())
+    assert all(row["source"] and row["device"] and " x " in row["array"] for row in rows)
+    code, out, _ = call(capsys, "analog", "presets")
+    assert code == 0 and "pcm-hermes" in out and "Le Gallo" in out
+
+
+def test_a_description_is_a_chip_file(tmp_path: Path, capsys: Any):
+    from lessen.analog import chipfile
+
+    file = tmp_path / "mine.toml"
+    code, out, _ = call(capsys, "analog", "describe", "isaac", "--out", file)
+    assert (code, out.strip()) == (0, str(file))
+    assert chipfile.load(file) == chipfile.preset("isaac")
+    code, out, _ = call(capsys, "analog", "describe", file)
+    assert code == 0 and chipfile.loads(out) == chipfile.preset("isaac")
+    assert "# devices for a weight: 8" in out and "# weight columns of a tile: 16" in out and "# reads for an input vector: 15" in out
+    figures = told(capsys, "describe", "isaac")["derived"]
+    assert figures["bits of the ADC"] == "8 with the sign" and figures["bits of a lossless ADC"].startswith(
+        "10 with the sign, for 128 rows"
+    )
+    assert call(capsys, "analog", "describe", "isaac", "--out", file)[0] == 2
+
+
+def test_a_simulation_is_the_same_from_python_and_goes_on(tmp_path: Path, capsys: Any):
+    from lessen.analog.job import simulated
+    from lessen.analog.subject import Data
+
+    options = [*OURS, "pcm-nandakumar", "--times", "20s,1y", "--chips", "3", "--out", tmp_path / "out"]
+    run = told(capsys, "simulate", *options)["run"]
+    assert [m["name"] for m in run["metrics"]] == ["accuracy", "sqnr_db", "top1"]
+    (found,) = run["qualities"]
+    assert found["digital"]["accuracy"] == 1.0 and found["digital"]["sqnr_db"] == 300.0
+    rows = found["rows"]["sqnr_db"]
+    assert [(row["time"], row["chips"]) for row in rows] == [("20 s", 3), ("1 y", 3)]
+    assert 10 < rows[1]["mean"] < rows[0]["mean"] < 40 and 0 < rows[0]["spread"] < 5  # drift takes its part of a chip that works
+    again = simulated(network(), "pcm-nandakumar", times=[20.0, 365 * 86400.0], chips=3, data=Data(batches=batches()))
+    assert again.qualities[0]["rows"] == found["rows"]
+    lines = (tmp_path / "out" / "looks.jsonl").read_text().splitlines()
+    (tmp_path / "out" / "looks.jsonl").write_text("\n".join(lines[:4]) + '\n{"chip": 2, "sec')  # killed in the middle of a line
+    resumed = told(capsys, "simulate", *options)["run"]
+    assert resumed["qualities"][0]["rows"] == found["rows"]
+    code, _, err = call(capsys, "analog", "simulate", *options, "--windows", "2")
+    assert code == 2 and "a run with another data" in err
+
+
+def test_a_simulation_says_what_was_chosen_and_what_it_costs(capsys: Any):
+    code, out, err = call(capsys, "analog", "simulate", f"{HERE}:normed", "--chip", "rram-milo", "--times", "1h", "--chips", "2")
+    assert code == 0, err
+    assert "simulate 2/2  chip 1 at 1 h" in err and "simulate" not in out
+    assert "- Converters are set and outputs compared on the model's example inputs" in out
+    assert "energy of an inference" in out and "digital int8" in out
+    run = told(capsys, "simulate", f"{HERE}:normed", "--chip", "ideal", "--times", "1h", "--chips", "1")["run"]
+    assert run["costs"] == {} and any("an ideal" in note for note in run["notes"])
+    assert run["qualities"][0]["rows"]["sqnr_db"][0]["mean"] > 100  # float32 rounding
+
+
+def test_a_language_model_is_judged_on_text(tiny_model: Path, tiny_texts: tuple[Path, Path], tmp_path: Path, capsys: Any):
+    calibration, held = tiny_texts
+    asked = ["--calibration", calibration, "--eval", held, "--windows", "2", "--length", "32", "--times", "1d", "--chips", "2"]
+    run = told(capsys, "simulate", tiny_model, "--chip", "pcm-hermes", *asked, "--split", "lm_head", "--out", tmp_path / "out")["run"]
+    (found,) = run["qualities"]
+    assert found["digital"]["kld"] == 0.0 and found["digital"]["top1"] == 1.0
+    assert found["rows"]["kld"][0]["mean"] > 0 and 0 < found["rows"]["top1"][0]["mean"] <= 1
+    assert run["digital"]["lm_head"] == "kept digital" and "lm_head" not in [layer["name"] for layer in run["layers"]]
+    assert set(run["costs"]) == {"prompt", "token"} and run["context"] == 128
+    assert "Judged on 2 windows of 32 tokens of held" in run["notes"][0]
+
+
+def test_cost_tells_macro_and_chip_apart(tmp_path: Path, capsys: Any):
+    run = told(capsys, "cost", *OURS, "pcm-nandakumar", "--split", "2")["run"]
+    summary = run["costs"]["inference"]["summary"]
+    assert summary["macs"] == 16 * 24 + 24 * 24 + 24 * 4  # of one inference, not of the batch
+    assert abs(summary["analog_share"] - 480 / 1056) < 1e-9 and summary["baseline_energy_uj"] > 0
+    assert [layer["where"] for layer in run["costs"]["inference"]["layers"]] == ["tiles", "digital", "tiles"]
+    code, out, _ = call(capsys, "analog", "cost", *OURS, "pcm-nandakumar", "--out", tmp_path / "out")
+    assert code == 0 and "its macros" in out and "fJ/MAC" in out and (tmp_path / "out" / "report.html").is_file()
+
+
+@pytest.mark.parametrize(
+    ("method", "says"),
+    [
+        (["RangeSearch"], ""),
+        (["Compensation", "--by", "column"], ""),
+        (["HPD", "--rank", "4", "--targets", "2"], "HPD divided 2"),
+        (["AutoSplit", "--max-loss", "0", "--chips", "1"], "AutoSplit keeps"),
+        (["Remap"], "has no faults"),
+        (["NORA"], "NORA rescaled 0 norms"),
+        (
+            ["HardwareAware", "--noise", "Injected(sigma=0.05)", "--train", f"{HERE}:batches", "--steps", "2"],
+            "HardwareAware trained 2 steps",
+        ),
+        (["EST", "--train", f"{HERE}:batches", "--steps", "2"], "EST trained 2 steps"),
+        (["BWMA", "--train", f"{HERE}:batches", "--steps", "2"], "BWMA trained 2 steps"),
+        (["HaLoRA", "--rank", "2", "--train", f"{HERE}:batches", "--steps", "2"], "HaLoRA trained branches of rank 2"),
+    ],
+    ids=lambda value: value[0] if isinstance(value, list) else "",
+)
+def test_every_method_makes_a_before_and_an_after(method: list[str], says: str, capsys: Any):
+    model, *rest = OURS
+    if method[0] == "AutoSplit":  # its own --chips comes before the command's
+        method = [method[0] + "(max_loss=0.0, chips=1)"]
+    run = told(capsys, "robust", model, *rest, "pcm-nandakumar", "--times", "1d", "--chips", "1", "--method", *method)["run"]
+    assert [found["name"] for found in run["qualities"]] == ["as mapped", "made robust"]
+    assert run["methods"][0].startswith(method[0].split("(")[0]) and says in " ".join(run["notes"])
+    before, after = (found["rows"]["sqnr_db"][0]["mean"] for found in run["qualities"])
+    assert before > 10 and (after > 10 or method[0] == "BWMA")
+    assert before != after or method[0] not in ("RangeSearch", "Compensation", "HPD", "BWMA", "HaLoRA")  # the others may leave it as it was
+    assert before == after or method[0] not in ("Remap", "NORA")  # no faults, no norms
+
+
+def test_batch_norms_learn_the_drifted_chip(capsys: Any):
+    run = told(capsys, "robust", f"{HERE}:normed", "--chip", "pcm-joshi", "--times", "1y", "--chips", "1", "--method", "BatchNorms")["run"]
+    before, after = (found["rows"]["sqnr_db"][0]["mean"] for found in run["qualities"])
+    assert before != after
+
+
+def test_the_digital_model_stays_the_reference_of_a_trained_one(tmp_path: Path, capsys: Any):
+    """Weights on disk are those that were trained, and quality is measured against what the model was."""
+    from safetensors.torch import load_model
+
+    train = ["--train", f"{HERE}:batches", "--method", "EST", "--steps", "5", "--learning-rate", "0.01"]
+    options = ["pcm-nandakumar", "--times", "1d", "--chips", "1", *train, "--out", tmp_path / "out"]
+    run = told(capsys, "robust", *OURS, *options)["run"]
+    trained = network()
+    load_model(trained, str(tmp_path / "out" / "weights.safetensors"))
+    assert run["qualities"][1]["digital"]["sqnr_db"] == 300.0
+    assert any("weights.safetensors" in note for note in run["notes"])
+
+
+def test_a_search_keeps_what_it_found(tmp_path: Path, capsys: Any):
+    options = [*OURS, "pcm-nandakumar", "--vary", "adc.bits=4,8", "array=16,32x64", "--trials", "3", "--chips", "1", "--at", "1d"]
+    first = told(capsys, "explore", *options, "--out", tmp_path / "out")["run"]["exploration"]
+    assert len(first["designs"]) == 3 and first["front"] and set(first["designs"][0]["choices"]) == {"adc.bits", "array"}
+    options[options.index("--trials") + 1] = "4"
+    second = told(capsys, "explore", *options, "--out", tmp_path / "out")["run"]["exploration"]
+    assert second["designs"][:3] == first["designs"] and len(second["designs"]) == 4
+    file = tmp_path / "space.toml"
+    file.write_text('[space]\n"adc.bits" = [4]\nencoding = ["Offset", "Sliced(bits=4, cell_bits=1)"]\ndevice = ["rram-milo"]\n')
+    code, out, err = call(capsys, "analog", "explore", *OURS, "pcm-nandakumar", "--space", file, "--trials", "2", "--chips", "1")
+    assert code == 0 and "The Pareto front" in out, err
+
+
+def test_two_processes_search_together(tmp_path: Path, capsys: Any):
+    options = ["--vary", "adc.bits=4,6", "--trials", "2", "--workers", "2", "--chips", "1", "--storage", tmp_path / "s.log"]
+    assert len(told(capsys, "explore", *OURS, "pcm-nandakumar", *options)["run"]["exploration"]["designs"]) == 2
+
+
+SIMULATE = ["simulate", *OURS]
+
+
+@pytest.mark.parametrize(
+    ("tokens", "says"),
+    [
+        (["describe", "pcm-hermse"], "did you mean pcm-hermes?"),
+        (["describe", "nowhere.toml"], "no such file"),
+        (["describe", "NOTTOML"], "wanted TOML"),
+        (["describe", "ZEROBITS"], "2 to 20 bits with the sign"),
+        (["describe", "NARROW"], "0 <= g_min < g_max"),
+        ([*SIMULATE, "pcm-hermes", "--times", "20s"], "its description begins there"),
+        ([*SIMULATE, "pcm-hermes", "--times", "soon"], "a number and a unit"),
+        ([*SIMULATE, "pcm-hermes", "--chips", "0"], "wanted at least one"),
+        ([*SIMULATE, "pcm-nandakumar", "--split", "9*"], "wanted a module of the model"),
+        ([*SIMULATE, "SMALL"], "wanted at most the 1 of chip unnamed"),
+        ([*SIMULATE, "pcm-nandakumar", "--evaluate", "loudness"], "package.module:function"),
+        ([*SIMULATE, "pcm-nandakumar", "--evaluate", f"{HERE}:loudnes"], "no loudnes in"),
+        ([*SIMULATE, "pcm-nandakumar", "--calibration", "builtin"], "a model that writes text"),
+        ([*SIMULATE, "pcm-nandakumar", "--windows", "0"], "at least 1 window"),
+        (["simulate", f"{HERE}:network", "--chip", "ideal"], "no example to run it on"),
+        (["cost", *OURS, "ideal"], "an ideal"),
+        (["cost", *OURS, "pcm-nandakumar", "--context", "0"], "at least one token"),
+        (["robust", *OURS, "pcm-nandakumar", "--method", "HDP"], "did you mean HPD?"),
+        (["robust", *OURS, "pcm-nandakumar", "--method", "HPD", "--rang", "3"], "did you mean rank?"),
+        (["robust", *OURS, "pcm-nandakumar", "--method", "EST"], "no data"),
+        (["robust", *OURS, "pcm-nandakumar"], "--method"),
+        (["methods", "HDP"], "did you mean HPD?"),
+        (["explore", *OURS, "pcm-nandakumar"], "neither --space nor --vary"),
+        (["explore", *OURS, "pcm-nandakumar", "--vary", "adc.bit=4"], "did you mean bits?"),
+        (["explore", *OURS, "pcm-nandakumar", "--vary", "adc.bits=many"], "wanted an integer or none"),
+        (["explore", *OURS, "pcm-nandakumar", "--vary", "encoding=Offst"], "did you mean Offset?"),
+        (["explore", *OURS, "pcm-nandakumar", "--space", "nowhere.toml"], "a space in TOML"),
+        (["simulat"], "simulate"),
+    ],
+    ids=str,
+)
+def test_a_wrong_request_is_one_line(tokens: list[str], says: str, tmp_path: Path, capsys: Any):
+    files = {
+        "NOTTOML": "this is no TOML",
+        "ZEROBITS": "[adc]\nbits = 0\n",
+        "NARROW": '[device]\nkind = "PCM"\ng_max = -1.0\n',
+        "SMALL": "[array]\nrows = 4\ncolumns = 4\n[system]\ntiles = 1\n",
+    }
+    for name, text in files.items():
+        (tmp_path / f"{name}.toml").write_text(text)
+    words = [str(tmp_path / f"{token}.toml") if token in files else token for token in tokens]
+    code, out, err = call(capsys, "analog", *words, "--quiet")
+    assert (code, out) == (2, ""), err
+    assert err.count("\n") == 1 and err.startswith("lessen: ") and says in err and "Traceback" not in err
+
+
+def test_a_judge_of_ones_own(capsys: Any):
+    asked = ["--evaluate", f"{HERE}:loudness", "--times", "1d", "--chips", "1"]
+    run = told(capsys, "simulate", *OURS, "pcm-nandakumar", *asked)["run"]
+    assert run["metrics"][0]["name"] == "loudness" and run["qualities"][0]["digital"]["loudness"] > 0
+    code, _, err = call(capsys, "analog", "simulate", *OURS, "pcm-nandakumar", "--evaluate", f"{HERE}:broken", "--quiet")
+    assert code == 1 and "no idea" in err and err.count("\n") == 1

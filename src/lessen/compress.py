@@ -2,9 +2,7 @@
 
 import errno
 import os
-import shlex
 import shutil
-import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -28,7 +26,7 @@ from lessen.engine.dial import budget_of
 from lessen.engine.lock import alone
 from lessen.engine.plan import Plan
 from lessen.engine.steps import Steps
-from lessen.environment import environment, processor
+from lessen.environment import command, environment, processor
 from lessen.errors import LessenError, UsageError
 from lessen.evaluate import texts as held_out
 from lessen.evaluate.cost import cost
@@ -179,7 +177,7 @@ def _run(ref: Any, asked: "jobs.Request", wanted: _Wanted, evaluation: Any, begu
         job = jobs.prepare(found, asked, wanted.work, on_event)
         held = _apart(job, held)
         job.notes += held.notes
-        run = Run(command=_command(), environment=environment(job.seed))
+        run = Run(command=command(), environment=environment(job.seed))
         making = _Making(run, job, Steps(wanted.stage.parent, wanted.stage, run), wanted, on_event, asked)
         _make(making, _decided(making), held.tokens)
     except (OSError, SafetensorError) as error:
@@ -250,13 +248,6 @@ def _take_over(begun: Path, work: Path) -> None:
     shutil.rmtree(aside, ignore_errors=True)
     shutil.copytree(begun, aside, copy_function=link)
     aside.rename(work)
-
-
-def _command() -> str:
-    """How this process was started, if it is the command line."""
-    program = Path(sys.argv[0])
-    ours = program.name == "lessen" or (program.name == "__main__.py" and program.parent.name == "lessen")
-    return shlex.join(["lessen", *sys.argv[1:]]) if ours else "python"
 
 
 def _already_small(run: Run) -> list[str]:

@@ -2,6 +2,8 @@
 
 import os
 import platform
+import shlex
+import sys
 from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -27,6 +29,13 @@ def environment(seed: int | None = None) -> dict[str, Any]:
         "seed": seed,
         "versions": versions,
     }
+
+
+def command() -> str:
+    """How this process was started, if it is the command line."""
+    program = Path(sys.argv[0])
+    ours = program.name == "lessen" or (program.name == "__main__.py" and program.parent.name == "lessen")
+    return shlex.join(["lessen", *sys.argv[1:]]) if ours else "python"
 
 
 def available_bytes() -> int | None:

@@ -25,14 +25,14 @@ from lessen.analog.cost.model import cost
 from lessen.analog.cost.result import Cost
 from lessen.analog.described import chip_of, derived
 from lessen.analog.explore import Exploration, Search, Space, explore
-from lessen.analog.mapping import Mapped, Split
+from lessen.analog.mapping import Mapped
 from lessen.analog.mapping import map as put
 from lessen.analog.record import AnalogRun, claim, placed, quality, write
 from lessen.analog.simulation import simulate
 from lessen.analog.subject import Data, Subject, subject
 from lessen.core.event import Listener
 from lessen.core.strict import strict
-from lessen.environment import environment
+from lessen.environment import command, environment
 from lessen.errors import LessenError, UsageError
 from lessen.recover.objective import call, samples
 
@@ -79,7 +79,8 @@ def simulated(
         network = subject(model, asked)
         mapped = put(network.model, described, split=split, calibration=network.calibration, run=call)
         found = simulate(
-            mapped, network.evaluate, digital=network.model, times=times, chips=range(seed, seed + chips), file=rows and rows / "looks.jsonl",
+            mapped, network.evaluate, digital=network.model, times=times, chips=range(seed, seed + chips),
+            file=rows and rows / "looks.jsonl",
             on_event=on_event,
         )  # fmt: skip
     fill(run, network, mapped, seed)
@@ -221,7 +222,7 @@ def fill(run: AnalogRun, network: Subject, mapped: Mapped | None, seed: int | No
     run.source, run.chip, run.toml, run.derived = network.facts(), described.name, chipfile.dumps(described), derived(described)
     run.metrics = [asdict(metric) for metric in network.metrics]
     run.notes = [*network.notes, *run.notes]
-    run.environment = environment(seed)
+    run.environment, run.command = environment(seed), command()
     if mapped is not None:
         run.layers, run.digital = placed(mapped), mapped.digital
         limit, needed = described.system.tiles, mapped.physical_tiles

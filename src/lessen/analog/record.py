@@ -6,9 +6,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from lessen.analog.judges import Metric
 from lessen.analog.mapping import Mapped
 from lessen.analog.simulation import Simulation, spell
-from lessen.analog.subject import Metric
 from lessen.errors import LessenError, UsageError
 
 FILE, SCHEMA_VERSION = "analog.json", 1

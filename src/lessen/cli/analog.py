@@ -5,9 +5,9 @@ from typing import Annotated, Any
 
 from cyclopts import App, Parameter
 
-from lessen.cli.analog_options import CHIP, Aging, Inputs, Judge, OnChip, Searching
+from lessen.cli.analog_options import CHIP, Aging, Inputs, Judge, OnChip, Searching, Trains
 from lessen.cli.app import app, epilogue
-from lessen.cli.options import Running
+from lessen.cli.options import METHODS, Running
 from lessen.cli.output import emit, say, table, tell
 from lessen.cli.running import listening
 
@@ -133,6 +133,69 @@ def cost(
 
 @analog.command(
     help_epilogue=epilogue(
+        "lessen analog robust smollm2-135m --chip pcm-hermes --method NORA --method HPD --rank 32 --chips 3",
+        "lessen analog robust path/to/vit --chip mine.toml --batches package.module:data --method AutoSplit --max-loss 0.5 --out kept",
+        "lessen analog robust package.module:factory --chip rram-milo --batches package.module:data --train package.module:more --method "
+        "HardwareAware --steps 300 --out robust --json",
+    )
+)
+def robust(
+    model: str,
+    /,
+    *,
+    on: OnChip,
+    method: Annotated[tuple[str, ...], Parameter(group=METHODS, metavar="METHOD", negative="")],
+    train: Trains = Trains(),
+    aging: Aging = Aging(),
+    inputs: Inputs = Inputs(),
+    judge: Judge = Judge(),
+    out: Annotated[Path | None, Parameter(metavar="DIR")] = None,
+    running: Running = Running(),
+) -> None:
+    """Make a network robust against what a chip does to it, and show the same chips before and after.
+
+    Args:
+        model: A directory of any model of transformers, one that lessen wrote, a GGUF file, package.module:factory, or smollm2-135m.
+        method: A method, its options after it: --method HPD --rank 32. Several follow one another. `lessen analog methods` lists them.
+        out: Directory for report, record and changed weights; the same command goes on there after a kill.
+    """
+    from lessen.analog.robust.case import Training
+    from lessen.analog.robust.job import hardened
+
+    with listening(running) as on_event:
+        training = Training(train.train, train.steps, train.minutes, train.batch, train.learning_rate)
+        wanted: dict[str, Any] = {"times": _times(aging.times), "chips": aging.chips, "split": on.split, "training": training}
+        run = hardened(model, on.chip, method, data=_data(inputs, judge, aging.seed), out=out, on_event=on_event, **wanted)
+    _show("analog robust", run, running, out)
+
+
+@analog.command(help_epilogue=epilogue("lessen analog methods", "lessen analog methods HPD", "lessen analog methods --json"))
+def methods(name: str | None = None, /, *, running: Running = Running()) -> None:
+    """List what makes networks robust; or the options of one method.
+
+    Args:
+        name: A method, to see its options.
+    """
+    from lessen.analog.robust.applied import METHODS as KNOWN
+    from lessen.analog.robust.applied import parse
+    from lessen.core.options import options
+
+    if name is None:
+        rows = [{"method": m.name, "trains": "yes" if m.trains else "", "what it does": m.summary} for m in KNOWN]
+    else:
+        rows = [
+            {"option": o.name, "type": o.type, "default": repr(o.default), "what it does": o.help} for o in options(parse(name)[0].options)
+        ]
+    if running.json:
+        emit("analog methods", {"method": name, "options" if name else "methods": rows})
+    elif rows:
+        table(tuple(rows[0]), [tuple(row.values()) for row in rows])
+    else:
+        say(f"{name} has no options")
+
+
+@analog.command(
+    help_epilogue=epilogue(
         "lessen analog explore path/to/vit --chip pcm-hermes --vary adc.bits=5,6,7,8 array=128,256,512 --trials 12",
         "lessen analog explore smollm2-135m --chip rram-milo --space space.toml --storage search.db --workers 2 --out searched",
         "lessen analog explore package.module:factory --chip mine.toml --vary encoding=Differential,Offset --json",
@@ -173,11 +236,8 @@ def explore(
         raise UsageError("--vary", got=got, wanted="one of the two", remedy="--vary adc.bits=5,6,7,8")
     varied = spaces.load(space, base) if space else spaces.parse(vary, base)
     search = Search(searching.trials, searching.workers, searching.storage, searching.seed, searching.backend)
-    looks: dict[str, Any] = {
-        "chips": searching.chips,
-        "seconds": None if searching.at is None else _times(searching.at)[0],
-        "split": on.split,
-    }  # pyright: ignore[reportOptionalSubscript]
+    times = _times(searching.at)
+    looks: dict[str, Any] = {"chips": searching.chips, "seconds": times and times[0], "split": on.split}
     with listening(running) as on_event:
         run = searched(model, base, varied, search, data=_data(inputs, judge, searching.seed), out=out, on_event=on_event, **looks)
     _show("analog explore", run, running, out)

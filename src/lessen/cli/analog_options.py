@@ -8,6 +8,7 @@ from cyclopts import Group, Parameter
 from lessen.cli.options import CALIBRATION, EVALUATION, METHODS
 
 CHIP = Group("Chip", sort_key=1)
+TRAINING = Group("Training", sort_key=3)
 Names = Annotated[tuple[str, ...], Parameter(metavar="NAME", negative="", show_default=False, consume_multiple=True)]
 
 
@@ -82,3 +83,20 @@ class Searching:
     """Instances whose mean is the quality of a design."""
     at: Annotated[str | None, Parameter(metavar="TIME")] = None
     """Time since programming, such as 1d. Without it: the device's first."""
+
+
+@Parameter(name="*", group=TRAINING)
+@dataclass(frozen=True)
+class Trains:
+    """How methods train, those that do: by distillation from the digital model."""
+
+    train: Annotated[str | None, Parameter(metavar="MODULE:NAME")] = None
+    """Batches to train on, or a function that returns some. Without it: built-in text, for language models alone."""
+    steps: int | None = None
+    """Optimizer steps. Without it: 100, unless minutes are given."""
+    minutes: float | None = None
+    """Minutes to train at most."""
+    batch: int = 8
+    """Samples of one step."""
+    learning_rate: float = 1e-4
+    """Peak learning rate."""

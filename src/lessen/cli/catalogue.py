@@ -44,19 +44,36 @@ def draw(folder: Path, format: str, to: Path | None) -> tuple[Path | None, str]:
     from lessen import report
     from lessen.core.record import Run
 
+    analog = folder / "analog.json" if folder.is_dir() else folder
+    if analog.name == "analog.json" and analog.exists():
+        return _draw_analog(analog, format, to)
     views = {"html": report.html, "markdown": report.markdown, "card": report.model_card}
     if format not in views:
         raise UsageError("--format", got=format, wanted="a view of a run", remedy=nearest(format, views))
     record = folder / "lessen.json" if folder.is_dir() else folder
     if not record.exists():
-        raise UsageError(str(folder), got="no lessen.json", wanted="a directory that lessen wrote")
+        raise UsageError(str(folder), got="no lessen.json or analog.json", wanted="a directory that lessen wrote")
     text = views[format](Run.load(record))
-    path = to or (record.parent / "report.html" if format == "html" else None)
+    return _put(to or (record.parent / "report.html" if format == "html" else None), text), text
+
+
+def _draw_analog(record: Path, format: str, to: Path | None) -> tuple[Path | None, str]:
+    """The page of a run on an analog chip."""
+    from lessen.analog.record import AnalogRun
+    from lessen.report.analog import html
+
+    if format != "html":
+        raise UsageError("--format", got=format, wanted="html for a run on an analog chip", remedy="its tables are in analog.json")
+    text = html(AnalogRun.load(record).to_json())
+    return _put(to or record.parent / "report.html", text), text
+
+
+def _put(path: Path | None, text: str) -> Path | None:
     if path is not None:
         aside = path.with_suffix(".aside")
         aside.write_text(text)
         aside.replace(path)
-    return path, text
+    return path
 
 
 def _first_line(thing: Any) -> str:

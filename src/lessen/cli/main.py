@@ -6,7 +6,7 @@ import sys
 import traceback
 from collections.abc import Sequence
 
-from cyclopts import CycloptsError
+from cyclopts import App, CycloptsError
 
 from lessen.cli import analog, judging, looking, making, pruning, recovering
 from lessen.cli.app import app
@@ -15,7 +15,8 @@ from lessen.cli.output import emit_error
 from lessen.cli.wording import told
 from lessen.errors import LessenError
 
-__all__ = ["analog", "app", "judging", "looking", "main", "making", "pruning", "recovering", "run"]  # importing the six registers their commands
+# importing the six registers their commands
+__all__ = ["analog", "app", "judging", "looking", "main", "making", "pruning", "recovering", "run"]
 
 
 def main(tokens: Sequence[str] | None = None) -> None:
@@ -51,7 +52,7 @@ def run(tokens: Sequence[str]) -> int:
     except (Exception, KeyboardInterrupt) as error:
         if "--debug" in tokens:
             traceback.print_exc()
-        message, code = _explain(error, resumes=bool(tokens) and _resumes(tokens))
+        message, code = _explain(error, tokens)
         message = " ".join(message.split())
         print("lessen:", message, file=sys.stderr)
         if "--json" in tokens:
@@ -59,16 +60,16 @@ def run(tokens: Sequence[str]) -> int:
         return code
 
 
-def _explain(error: BaseException, resumes: bool) -> tuple[str, int]:
-    """What to tell the user, and the exit code; `resumes`: the command leaves what it has finished behind for its next run."""
+def _explain(error: BaseException, tokens: Sequence[str]) -> tuple[str, int]:
+    """What to tell the user, and the exit code."""
     match error:
         case LessenError():
             return str(error), error.exit_code
         case CycloptsError():
-            return told(error, [name for name in app if not name.startswith("-")]), 2
+            return told(error, [name for name in _command(tokens) if not name.startswith("-")]), 2
         case KeyboardInterrupt():
             word, code = ("ended by SIGTERM", 143) if isinstance(error, Ended) else ("interrupted", 130)
-            return word + "; what is finished is kept, and the same command goes on from there" * resumes, code
+            return word + "; what is finished is kept, and the same command goes on from there" * _resumes(tokens), code
         case OSError(strerror=str(reason)):
             return f"{error.filename or 'operating system'}: {reason}", 1
         case _:
@@ -76,15 +77,23 @@ def _explain(error: BaseException, resumes: bool) -> tuple[str, int]:
 
 
 def _resumes(tokens: Sequence[str]) -> bool:
-    return tokens[0] in ("compress", "apply") or (tokens[0] == "plan" and any(token.startswith("--out") for token in tokens))
+    """Whether the command leaves what it has finished behind for its next run."""
+    written = any(token.startswith("--out") for token in tokens)
+    return bool(tokens) and (tokens[0] in ("compress", "apply") or (tokens[0] in ("plan", "analog") and written))
 
 
-def _prepare(tokens: Sequence[str]) -> list[str]:
+def _command(tokens: Sequence[str]) -> App:
+    """The command that the first words name; the application itself if they name none."""
     command = app
     for token in tokens:
         if token.startswith("-") or token not in command:
             break
         command = command[token]
+    return command
+
+
+def _prepare(tokens: Sequence[str]) -> list[str]:
+    command = _command(tokens)
     if command is app or command.default_command is None or not any(token.startswith(HEADS) for token in tokens):
         return list(tokens)
     own = {name for argument in command.assemble_argument_collection() for name in argument.names}

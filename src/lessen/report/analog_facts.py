@@ -115,7 +115,7 @@ def quality_tables(run: Run) -> list[Table]:
 
 def cost_table(run: Run) -> Table:
     """Energy, latency, area and efficiency of every kind of inference, beside the digital accelerator."""
-    rows = []
+    rows, found = [], {}
     for what, found in run["costs"].items():
         s, energy = found["summary"], found["energy_pj"]
         macro = sum(energy[part] for part in ("adc", "dac", "cells")) * 1e-6

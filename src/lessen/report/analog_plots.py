@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 
 Plot = tuple[str, str] | None
 SHADES = {
-    "adc": (svg.ACCENT, 1.0), "dac": (svg.ACCENT, 0.6), "cells": (svg.ACCENT, 0.3), "digital": (svg.MUTED, 1.0), "buffers": (svg.MUTED, 0.6),
-    "interconnect": (svg.MUTED, 0.32), "loading": (svg.INK, 1.0),
+    "adc": (svg.ACCENT, 1.0), "dac": (svg.ACCENT, 0.6), "cells": (svg.ACCENT, 0.3), "digital": (svg.MUTED, 1.0),
+    "buffers": (svg.MUTED, 0.6), "interconnect": (svg.MUTED, 0.32), "loading": (svg.INK, 1.0),
 }  # fmt: skip
 BARS = 16
 
@@ -229,8 +229,9 @@ def pareto_front(run: Run, wide: bool) -> str | None:
     for d in designs:
         best = d["number"] in found["front"]
         colour, size = svg.ACCENT if best else svg.MUTED, 4 + 12 * math.sqrt(d["area_um2"] / largest)
-        axes.plot(d["energy_pj"] * 1e-6, sign * d["quality"], "o", color=colour, markersize=size, markerfacecolor=colour if best else svg.PAPER,
-                  markeredgewidth=1.2, alpha=0.75, zorder=2 + best)  # fmt: skip
+        face = colour if best else svg.PAPER
+        marks = {"markersize": size, "markerfacecolor": face, "markeredgewidth": 1.2, "alpha": 0.75}
+        axes.plot(d["energy_pj"] * 1e-6, sign * d["quality"], "o", color=colour, zorder=2 + best, **marks)
     for place, d in enumerate(front[: 8 if wide else 0]):
         text = ", ".join(choice(v) for v in d["choices"].values())
         below = place % 2
@@ -249,8 +250,8 @@ def pareto_front(run: Run, wide: bool) -> str | None:
     axes.set_title(run["metrics"][0]["title"] if run["metrics"] else "quality", loc="left", color=svg.MUTED)
     axes.set_xlabel("energy of an inference, µJ; a larger mark is a larger chip")
     said = "; ".join(
-        f"{', '.join(f'{k} {choice(v)}' for k, v in d['choices'].items())}: {number(sign * d['quality'])}, {number(d['energy_pj'] * 1e-6)} µJ, "
-        f"{number(d['area_um2'] * 1e-6)} mm²"
+        ", ".join(f"{path} {choice(value)}" for path, value in d["choices"].items())
+        + f": {number(sign * d['quality'])}, {number(d['energy_pj'] * 1e-6)} µJ, {number(d['area_um2'] * 1e-6)} mm²"
         for d in front
     )
     return svg.inline(fig, f"front-{_form(wide)}", "Quality against energy of every design", f"The front: {said}")
