@@ -1,13 +1,19 @@
-"""Packs of experts of transformers with their matrices as layers of their own, so that they can lie on tiles.
+"""Experts and routers of transformers with their matrices as layers of their own, so that they can lie on tiles.
 
 transformers keeps the experts of a layer in two tensors, "expert out in", and multiplies by slices of them, where no module is called. Here
 each expert has two linear layers on slices of those tensors; tokens, choice and weights are as the pack takes them.
+
+A router multiplies by its weight itself and then does what differs from family to family (softmax, sigmoid, groups, corrections). Its own
+code runs, and the one product with its weight is handed to a layer.
 """
 
+import copy
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
 
 from lessen.analog.attention import _linear
 
@@ -42,3 +48,43 @@ def is_pack(module: nn.Module) -> bool:
     plain = set(held) == {"gate_up_proj", "down_proj"} and all(p.dim() == 3 for p in held.values()) and hasattr(module, "act_fn")
     wanted = {"has_gate": True, "has_bias": False, "is_transposed": False, "is_concatenated": True, "has_post_expert_norm": False}
     return plain and all(getattr(module, key, value) == value for key, value in wanted.items())
+
+
+class AnalogRouter(nn.Module):
+    """Takes the place of a router and shares its weight: `inner` is the router, `scores` its product."""
+
+    def __init__(self, module: nn.Module):
+        super().__init__()
+        weight = module.get_parameter("weight")
+        self.scores = _linear(weight, None)
+        self.scores.weight = weight
+        self.inner = copy.copy(module)
+        self.inner._parameters = dict(module._parameters)
+        self.inner._parameters["weight"] = nn.Parameter(weight.detach()[:0], requires_grad=False)  # a mark; nothing is computed with it
+        self.train(module.training)
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """As the router."""
+        with _Handed(self.inner.get_parameter("weight"), self.scores):
+            return self.inner(*args, **kwargs)
+
+
+class _Handed(TorchFunctionMode):
+    """While it lasts, products with one weight are computed by a layer."""
+
+    def __init__(self, weight: Tensor, layer: nn.Module):
+        super().__init__()
+        self.weight, self.layer = weight, layer
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        named = kwargs or {}
+        if func is F.linear and (args[1] if len(args) > 1 else named.get("weight")) is self.weight:
+            with torch._C.DisableTorchFunction():
+                return self.layer(args[0])
+        return func(*args, **named)
+
+
+def is_router(module: nn.Module) -> bool:
+    """Whether a module chooses experts by one matrix of its own, "expert in"."""
+    held = dict(module.named_parameters())
+    return set(held) == {"weight"} and held["weight"].dim() == 2 and hasattr(module, "top_k")

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from lessen.analog.attention import AnalogAttention
 from lessen.analog.chip import Chip
 from lessen.analog.crossbar import Moment
-from lessen.analog.experts import AnalogExperts, is_pack
+from lessen.analog.experts import AnalogExperts, AnalogRouter, is_pack, is_router
 from lessen.analog.layer import Tiles, kind_of, matrix, on_tiles
 from lessen.analog.streams import stream
 from lessen.core.event import Event, Listener
@@ -204,6 +204,8 @@ def _open(model: nn.Module, rule: Split) -> None:
             setattr(model.get_submodule(parent), leaf, AnalogAttention(module))
         elif is_pack(module):
             setattr(model.get_submodule(parent), leaf, AnalogExperts(module))
+        elif is_router(module):
+            setattr(model.get_submodule(parent), leaf, AnalogRouter(module))
 
 
 def _check_names(model: nn.Module, rule: Split) -> None:
