@@ -38,7 +38,7 @@ TABLE = {
 }
 DAY = 86400.0
 TOKENS = 256
-TRIALS = 24
+TRIALS = 15
 
 
 def rows(session: Session) -> Iterator[Row | None]:
