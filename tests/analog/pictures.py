@@ -1,5 +1,8 @@
 """Pictures of ten kinds, made and not loaded: a smooth pattern for each, shifted and noisy; and a small network that tells them apart."""
 
+import copy
+from functools import cache
+
 import torch
 from torch import Tensor, nn
 
@@ -30,10 +33,15 @@ def network(seed: int = 0, norms: bool = False) -> nn.Sequential:
         return nn.Sequential(*layers, nn.Linear(16 * 9, KINDS)).eval()
 
 
-def trained(seed: int = 0, norms: bool = False, steps: int = 150) -> nn.Sequential:
-    """The network after training."""
+def trained(seed: int = 0, norms: bool = False) -> nn.Sequential:
+    """A copy of the network after training."""
+    return copy.deepcopy(_trained(seed, norms))
+
+
+@cache
+def _trained(seed: int, norms: bool) -> nn.Sequential:
     net = network(seed, norms)
-    settings = {"losses": (NextToken(),), "steps": steps, "batch": 64, "learning_rate": 5e-3, "precision": "float32", "seed": seed}
+    settings = {"losses": (NextToken(),), "steps": 300, "batch": 64, "learning_rate": 5e-3, "precision": "float32", "seed": seed}
     recover(net, None, pictures(2000, 1), **settings)
     return net.eval()
 

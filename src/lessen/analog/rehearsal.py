@@ -198,7 +198,10 @@ def as_rehearsal(
 
 @dataclass(frozen=True)
 class Clipped:
-    """Bring every row of the weights on tiles, one for each output, to at most `deviations` of its standard deviations."""
+    """Bring every row of the weights on tiles, one for each output, to at most `deviations` times its root mean square.
+
+    That is its standard deviation about zero: by the one about its mean, a row of nearly equal weights would be clipped to nothing.
+    """
 
     deviations: float
     layers: tuple[str, ...]
@@ -208,7 +211,7 @@ class Clipped:
         with torch.no_grad():
             for name in self.layers:
                 rows = matrix(model.get_submodule(name))
-                limit = self.deviations * rows.std(1, keepdim=True)
+                limit = self.deviations * rows.square().mean(1, keepdim=True).sqrt()
                 rows.copy_(torch.minimum(torch.maximum(rows, -limit), limit))
 
 

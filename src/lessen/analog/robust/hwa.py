@@ -17,7 +17,8 @@ Papers: Joshi et al. 2020, Nature Communications 11, 2473, https://www.nature.co
 Rasch et al. 2023, Nature Communications 14, 5282, https://www.nature.com/articles/s41467-023-40770-4 (which noise matters);
 Büchel et al. 2025, Analog Foundation Models, https://arxiv.org/abs/2505.09663 (section 3, learned ranges, distillation).
 Ours: errors of the chip's own devices (`Programmed`) as an alternative to Gaussian ones; ranges start from a quantile of calibration
-inputs where theirs follow the first batches.
+inputs where theirs follow the first batches; s_row is taken about zero, since a row of nearly equal weights has none about its mean and
+would be clipped to nothing, step after step.
 """
 
 import math
