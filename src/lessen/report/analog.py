@@ -8,6 +8,13 @@ from lessen.report import analog_plots as plots
 from lessen.report.facts import MISSED
 from lessen.report.text import slug
 
+_MAPPED = ("simulate", "cost", "robust")
+SECTIONS = {
+    "Quality over time": ("simulate", "robust"), "Energy by layer": _MAPPED, "Tile map": _MAPPED, "Pareto front": ("explore",),
+    "The chip": (*_MAPPED, "explore"), "How it was made": (*_MAPPED, "explore"),
+}  # fmt: skip
+"""The kinds of run that each section of the page belongs to."""
+
 _HERE = Path(__file__).parent
 
 
@@ -38,6 +45,7 @@ def html(run: facts.Run) -> str:
         refused=facts.refused_table(run),
         derived=facts.derived_table(run),
         provenance=facts.provenance(run),
+        sections=[name for name, kinds in SECTIONS.items() if run["kind"] in kinds],
         run=run,
     )
     return page + "\n"

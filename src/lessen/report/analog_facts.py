@@ -45,8 +45,8 @@ def headline(run: Run) -> str:
         what, found = list(run["costs"].items())[-1]
         summary = found["summary"]
         parts.append(
-            f"{_article(what)} {what} takes {number(summary['energy_uj'])} µJ and {number(summary['latency_us'])} µs, on a digital int8 "
-            f"accelerator {number(summary['baseline_energy_uj'])} µJ and {number(summary['baseline_latency_us'])} µs."
+            f"{_article(what)} {what} takes {joules(summary['energy_uj'] * 1e6)} and {number(summary['latency_us'])} µs, on a digital int8 "
+            f"accelerator {joules(summary['baseline_energy_uj'] * 1e6)} and {number(summary['baseline_latency_us'])} µs."
         )
     if run["exploration"]:
         found = run["exploration"]
@@ -56,6 +56,28 @@ def headline(run: Run) -> str:
 
 def _article(word: str) -> str:
     return "An" if word[0] in "aeiou" else "A"
+
+
+def unit(most_pj: float) -> tuple[str, float]:
+    """The unit in which energies up to `most_pj` read best, and how many of it a picojoule is.
+
+    >>> unit(350.0), unit(2.5e7)
+    (('pJ', 1.0), ('µJ', 1e-06))
+    """
+    for name, size in (("mJ", 1e9), ("µJ", 1e6), ("nJ", 1e3)):
+        if most_pj >= size:
+            return name, 1 / size
+    return "pJ", 1.0
+
+
+def joules(pj: float) -> str:
+    """An energy with its unit.
+
+    >>> joules(2.5e7)
+    '25.0 µJ'
+    """
+    name, scale = unit(pj)
+    return f"{number(pj * scale)} {name}"
 
 
 def four(run: Run) -> list[Figure]:
@@ -71,8 +93,8 @@ def four(run: Run) -> list[Figure]:
             found.append(Figure(f"{metric['title']}, {each['time']}", number(each["mean"]), f"± {number(each['spread'])}; {detail}"))
     for what, cost in list(run["costs"].items())[-1:]:
         summary = cost["summary"]
-        found.append(Figure(f"Energy of {_article(what).lower()} {what}", f"{number(summary['energy_uj'])} µJ",
-                            f"digital {number(summary['baseline_energy_uj'])} µJ"))  # fmt: skip
+        found.append(Figure(f"Energy of {_article(what).lower()} {what}", joules(summary["energy_uj"] * 1e6),
+                            f"digital {joules(summary['baseline_energy_uj'] * 1e6)}"))  # fmt: skip
         found.append(
             Figure(
                 "Area", f"{number(summary['area_mm2'])} mm²", f"{count(summary['tiles'])} tiles, {percent(summary['utilisation'])} in use"
@@ -118,15 +140,20 @@ def cost_table(run: Run) -> Table:
     rows, found = [], {}
     for what, found in run["costs"].items():
         s, energy = found["summary"], found["energy_pj"]
-        macro = sum(energy[part] for part in ("adc", "dac", "cells")) * 1e-6
+        macro = sum(energy[part] for part in ("adc", "dac", "cells"))
         rows += [
-            (f"energy of {_article(what).lower()} {what}, µJ", number(s["energy_uj"]), number(macro), number(s["baseline_energy_uj"])),
+            (
+                f"energy of {_article(what).lower()} {what}",
+                joules(1e6 * s["energy_uj"]),
+                joules(macro),
+                joules(1e6 * s["baseline_energy_uj"]),
+            ),
             (f"its latency, µs (then one every {number(s['interval_us'])})", number(s["latency_us"]), "", number(s["baseline_latency_us"])),
             ("TOPS/W", number(s["chip_tops_per_watt"]), number(s["macro_tops_per_watt"]), number(s["baseline_tops_per_watt"])),
         ]
         if what == "prompt" and run["context"]:
-            each = [number(v / run["context"]) for v in (s["energy_uj"], macro, s["baseline_energy_uj"])]
-            rows.append((f"energy of a token of the prompt ({run['context']}), µJ", *each))
+            each = [joules(v / run["context"]) for v in (1e6 * s["energy_uj"], macro, 1e6 * s["baseline_energy_uj"])]
+            rows.append((f"energy of a token of the prompt ({run['context']})", *each))
     if rows:
         s, area = found["summary"], found["area"]
         macro = sum(area[part] for part in ("cells", "adc", "dac")) * 1e-6
@@ -151,7 +178,7 @@ def layer_table(run: Run, most: int | None = None) -> Table:
     what, found = list(run["costs"].items())[-1]
     layers = found["layers"]
     shown = layers if most is None or len(layers) <= most else sorted(layers, key=lambda layer: -sum(layer["energy"].values()))[:most]
-    rows = []
+    rows, (name, scale) = [], unit(max(sum(layer["energy"].values()) for layer in layers))
     for layer in shown:
         total = sum(layer["energy"].values())
         tiles = f"{layer['tiles']}" + (f" x {layer['replicas']}" if layer["replicas"] > 1 else "") if layer["tiles"] else ""
@@ -162,15 +189,15 @@ def layer_table(run: Run, most: int | None = None) -> Table:
                 tiles,
                 percent(layer["utilisation"]) if layer["tiles"] else "",
                 number(layer["macs"] * 1e-6),
-                number(total * 1e-6),
+                number(total * scale),
                 percent(layer["energy"]["adc"] / total) if total and layer["tiles"] else "",
                 number(1000 * total / layer["macs"]) if layer["macs"] else "",
                 number(layer["latency_ns"] * 1e-3),
-                number(layer["baseline_pj"] * 1e-6),
+                number(layer["baseline_pj"] * scale),
             )
         )
     rest = "" if len(shown) == len(layers) else f"; the {len(shown)} of {len(layers)} that take the most energy"
-    header = ("layer", "where", "tiles", "in use", "MMAC", "µJ", "of it ADC", "fJ/MAC", "µs", "digital µJ")
+    header = ("layer", "where", "tiles", "in use", "MMAC", name, "of it ADC", "fJ/MAC", "µs", f"digital {name}")
     return Table(f"{_article(what)} {what}, layer by layer{rest}", header, tuple(rows), frozenset(range(2, 10)))
 
 
@@ -188,18 +215,19 @@ def front_table(run: Run) -> Table:
     title = run["metrics"][0]["title"] if run["metrics"] else "quality"
     front = sorted((d for d in found["designs"] if d["number"] in found["front"]), key=lambda d: d["energy_pj"])
     paths = list(dict.fromkeys(path for d in front for path in d["choices"]))
-    header = (*paths, title, "µJ", "mm²", "µs")
+    name, scale = unit(max((d["energy_pj"] for d in front), default=1e6))
+    header = ("mark", *paths, title, name, "mm²", "µs")
     rows = []
-    for d in front:
+    for mark, d in enumerate(front, 1):
         figures = (
             number(found["sign"] * d["quality"]),
-            number(d["energy_pj"] * 1e-6),
+            number(d["energy_pj"] * scale),
             number(d["area_um2"] * 1e-6),
             number(d["latency_ns"] * 1e-3),
         )
-        rows.append((*(choice(d["choices"].get(path)) for path in paths), *figures))
+        rows.append((str(mark), *(choice(d["choices"].get(path)) for path in paths), *figures))
     caption = "The Pareto front: no other design is as good in everything and better in something"
-    return Table(caption, header, tuple(rows), frozenset(range(len(paths), len(header))))
+    return Table(caption, header, tuple(rows), frozenset(range(len(paths) + 1, len(header))))
 
 
 def refused_table(run: Run) -> Table:

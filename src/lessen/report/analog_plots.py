@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from lessen.report import svg
-from lessen.report.analog_facts import ENERGIES, Run, choice
+from lessen.report.analog_facts import ENERGIES, Run, choice, unit
 from lessen.report.plots import NARROW, WIDE
 from lessen.report.text import number, percent, role
 
@@ -106,30 +106,31 @@ def energy_by_layer(run: Run, wide: bool) -> str | None:
     present = [part for part in ENERGIES if any(bar["energy"][part] > 0 for bar in bars)]
     largest = max(sum(bar["energy"].values()) for bar in bars)
     reach = max(largest, *(bar["baseline_pj"] for bar in bars))
+    name, scale = unit(reach)
     fig = svg.figure(WIDE if wide else NARROW, 90 + len(bars) * (24 if wide else 36))
     axes: Axes = fig.add_subplot()
     for y, bar in enumerate(bars):
         left = 0.0
         for part in present:
             colour, alpha = SHADES[part]
-            axes.barh(y, bar["energy"][part] * 1e-6, left=left, height=0.62 if wide else 0.42, color=colour, alpha=alpha, linewidth=0)
-            left += bar["energy"][part] * 1e-6
+            axes.barh(y, bar["energy"][part] * scale, left=left, height=0.62 if wide else 0.42, color=colour, alpha=alpha, linewidth=0)
+            left += bar["energy"][part] * scale
         axes.plot(
-            bar["baseline_pj"] * 1e-6, y, "o", color=svg.MUTED, markerfacecolor=svg.PAPER, markersize=5, markeredgewidth=1.3, zorder=3
+            bar["baseline_pj"] * scale, y, "o", color=svg.MUTED, markerfacecolor=svg.PAPER, markersize=5, markeredgewidth=1.3, zorder=3
         )
         if not wide:
             axes.annotate(bar["name"], (0, y), (0, 9), textcoords="offset points", va="bottom", fontsize=11, color=svg.INK)
-    axes.set(ylim=(len(bars) - 0.4, -0.7 if wide else -0.95), xlim=(0, reach * 1e-6 * 1.04))
+    axes.set(ylim=(len(bars) - 0.4, -0.7 if wide else -0.95), xlim=(0, reach * scale * 1.04))
     axes.set_yticks(range(len(bars)) if wide else [], [bar["name"] for bar in bars] if wide else [])
     axes.tick_params(axis="y", labelcolor=svg.INK)
     axes.grid(axis="y", visible=False)
     axes.locator_params(axis="x", nbins=8 if wide else 4)
-    axes.set_xlabel(f"µJ of {'an' if what[0] in 'aeiou' else 'a'} {what}")
+    axes.set_xlabel(f"{name} of {'an' if what[0] in 'aeiou' else 'a'} {what}")
     handles: list[Any] = [Patch(color=SHADES[part][0], alpha=SHADES[part][1], label=part) for part in present]
     handles.append(Line2D([], [], marker="o", linestyle="", color=svg.MUTED, markerfacecolor=svg.PAPER, label="digital int8"))
     fig.legend(handles=handles, loc="outside upper left", ncols=len(handles) if wide else 3, handlelength=1.2, columnspacing=1.2)
     said = "; ".join(
-        f"{bar['name']}: {number(sum(bar['energy'].values()) * 1e-6)} µJ, digital {number(bar['baseline_pj'] * 1e-6)}" for bar in bars
+        f"{bar['name']}: {number(sum(bar['energy'].values()) * scale)} {name}, digital {number(bar['baseline_pj'] * scale)}" for bar in bars
     )
     return svg.inline(fig, f"energy-{_form(wide)}", "Energy by layer and by what spends it", said)
 
@@ -225,33 +226,26 @@ def pareto_front(run: Run, wide: bool) -> str | None:
     largest = max(d["area_um2"] for d in designs)
     fig = svg.figure(WIDE if wide else NARROW, 400 if wide else 320)
     axes: Axes = fig.add_subplot()
+    name, scale = unit(max(d["energy_pj"] for d in designs))
     front = sorted((d for d in designs if d["number"] in found["front"]), key=lambda d: d["energy_pj"])
     for d in designs:
         best = d["number"] in found["front"]
         colour, size = svg.ACCENT if best else svg.MUTED, 4 + 12 * math.sqrt(d["area_um2"] / largest)
         face = colour if best else svg.PAPER
         marks = {"markersize": size, "markerfacecolor": face, "markeredgewidth": 1.2, "alpha": 0.75}
-        axes.plot(d["energy_pj"] * 1e-6, sign * d["quality"], "o", color=colour, zorder=2 + best, **marks)
-    for place, d in enumerate(front[: 8 if wide else 0]):
-        text = ", ".join(choice(v) for v in d["choices"].values())
-        below = place % 2
-        axes.annotate(
-            text,
-            (d["energy_pj"] * 1e-6, sign * d["quality"]),
-            (9, -16 if below else 9),
-            textcoords="offset points",
-            fontsize=10.5,
-            color=svg.INK,
-        )
+        axes.plot(d["energy_pj"] * scale, sign * d["quality"], "o", color=colour, zorder=2 + best, **marks)
+    for mark, d in enumerate(front, 1):
+        place = (d["energy_pj"] * scale, sign * d["quality"])
+        axes.annotate(str(mark), place, (0, 9 if mark % 2 else -20), textcoords="offset points", ha="center", color=svg.INK, zorder=5)
     energies = [d["energy_pj"] for d in designs]
     axes.margins(x=0.12, y=0.14)
     if max(energies) / min(energies) > 10:
         axes.set_xscale("log")
     axes.set_title(run["metrics"][0]["title"] if run["metrics"] else "quality", loc="left", color=svg.MUTED)
-    axes.set_xlabel("energy of an inference, µJ; a larger mark is a larger chip")
+    axes.set_xlabel(f"energy of an inference, {name}; a larger mark is a larger chip")
     said = "; ".join(
         ", ".join(f"{path} {choice(value)}" for path, value in d["choices"].items())
-        + f": {number(sign * d['quality'])}, {number(d['energy_pj'] * 1e-6)} µJ, {number(d['area_um2'] * 1e-6)} mm²"
+        + f": {number(sign * d['quality'])}, {number(d['energy_pj'] * scale)} {name}, {number(d['area_um2'] * 1e-6)} mm²"
         for d in front
     )
     return svg.inline(fig, f"front-{_form(wide)}", "Quality against energy of every design", f"The front: {said}")
