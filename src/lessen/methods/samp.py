@@ -11,6 +11,9 @@ anew before each, and in each a layer has a minimum, which falls from round to r
 
 `merge = "max"` protects what any task needs; "sum" lets tasks outvote each other, "harmonic" keeps what all need, "rank" ignores scale.
 `slack = 1` narrows all layers alike, with none only `least` holds. In one round the minimum is one floor, of that budget and those scores.
+What the falling does beside it: while scores stand still, nothing; with scores taken anew, other channels go, and the widths come out as
+even as under a single floor of the height that the falling one ends at, which nobody knows beforehand. Against other rankings by gradients
+with the same rounds and floor it has measured no better (docs/person-search.md).
 
 After: Wu, Chen, Wang 2023, SAMP: Sub-task Aware Model Pruning with Layer-wise Channel Balancing for Person Search, PRCV 2023, LNCS
 199-211, https://doi.org/10.1007/978-981-99-8549-4_17. The paper's formulae are not public: that it gives each layer progressively a least
