@@ -72,6 +72,21 @@ def test_a_classifier_learns_from_pairs_and_from_dicts(batch: str):
     assert net.training  # as it was given
 
 
+def test_what_follows_a_step_brings_parameters_back():
+    net = nn.Linear(4, 2)
+
+    def within(model: nn.Module) -> None:
+        for parameter in model.parameters():
+            parameter.clamp_(-0.125, 0.125)
+
+    data = torch.randn(32, 4, generator=torch.Generator().manual_seed(0))
+    task = Task(lambda output, _: -output.square().mean())
+    recover(net, None, data, losses=(task,), steps=5, learning_rate=0.1, precision="float32", after_step=within)
+    assert float(net.weight.detach().abs().max()) == 0.125  # in float32 too
+    with pytest.raises(UsageError, match="after_step"):
+        recover(net, None, data, losses=(task,), steps=1, after_step=0.1)
+
+
 def test_any_task_and_micro_batches_of_any_size_take_the_same_steps():
     curves = []
     for micro in (None, 3, 1):

@@ -1,6 +1,8 @@
 """A rehearsal computes what the chip does, lets gradients pass where they should, and trains the model that was given."""
 
 import copy
+import math
+from typing import Any
 
 import pytest
 import torch
@@ -33,6 +35,11 @@ CHIPS = {
 }
 
 
+def full_scale(layer: nn.Module) -> float:
+    """The learned range of a layer."""
+    return float(layer.get_parameter("full_scale").detach())
+
+
 def network() -> nn.Sequential:
     torch.manual_seed(0)
     convolutions = [nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 8, 3, groups=4)]
@@ -61,7 +68,7 @@ def test_programmed_noise_is_what_the_chip_makes_of_the_weights(images: Tensor):
     mapped = mapping.map(net, chip, calibration=[images])
     with torch.no_grad():
         found = rehearsal.model(images)
-        stage = rehearsal.layers["0"].stage  # pyright: ignore[reportAttributeAccessIssue]
+        stage: Any = rehearsal.layers["0"].stage
         instance, seconds = stage.drawn
         mapped.program(instance, seconds)
         # the same draws; sums in another order may round to another code where they lie between two, which float64 does not meet here
@@ -119,7 +126,7 @@ def test_output_noise_has_its_deviation_whatever_the_tiles():
         with torch.no_grad():
             measured = (twin(x) - quiet.model(x)).square().mean(0).sqrt()
         largest = layer.weight.detach().abs().reshape(50, 400 // rows, rows).amax(-1)
-        full = 1.0 if not dac else float(quiet.layers[""].full_scale.detach())  # pyright: ignore[reportArgumentType, reportCallIssue]
+        full = 1.0 if not dac else full_scale(quiet.layers[""])
         expected = 0.1 * full * largest.square().mean(1).sqrt()
         torch.testing.assert_close(measured / expected, torch.ones_like(expected), rtol=0.06, atol=0)  # 3000 draws: 4.6 standard errors
 
@@ -152,9 +159,9 @@ def test_learned_ranges_shrink_to_the_inputs_and_go_to_the_chip():
     x = torch.randn(256, 16, generator=torch.Generator().manual_seed(0))
     net = nn.Linear(16, 4)
     rehearsal = rehearse(net, Chip(dac=Dac(4, quantile=1.0), adc=Adc(8)), noise=QUIET, calibration=[20 * x, x])
-    start = float(rehearsal.layers[""].full_scale.detach())  # pyright: ignore[reportArgumentType, reportCallIssue]
+    start = full_scale(rehearsal.layers[""])
     rehearsal.train(x, losses=(Logits(),), steps=60, batch=64, learning_rate=1.0, precision="float32", patience=None)
-    learned = float(rehearsal.layers[""].full_scale.detach())  # pyright: ignore[reportArgumentType, reportCallIssue]
+    learned = full_scale(rehearsal.layers[""])
     assert learned < start - 20  # 60 steps of about half the learning rate, all of them downwards
     mapped = rehearsal.mapped([x])
     found = mapped.tiles("").ranges.input
@@ -166,11 +173,11 @@ def test_learned_ranges_shrink_to_the_inputs_and_go_to_the_chip():
 def test_rows_are_clipped_after_every_step():
     net = nn.Sequential(nn.Linear(64, 8), nn.ReLU(), nn.Linear(8, 8))
     with torch.no_grad():
-        net[0].weight[:, 0] = 30.0
+        net.get_parameter("0.weight")[:, 0] = 30.0
     x = torch.randn(64, 64, generator=torch.Generator().manual_seed(0))
     rehearsal = HardwareAware(clip=2.0).rehearse(net, Chip())
     rehearsal.train(x, losses=(Logits(),), steps=1, batch=8, learning_rate=1e-9, precision="float32")
-    weight = net[0].weight.detach()
+    weight = net.get_parameter("0.weight").detach()
     spread = torch.cat([torch.full((8, 1), 30.0), weight[:, 1:]], 1).square().mean(1).sqrt()
     torch.testing.assert_close(weight[:, 0], 2.0 * spread, rtol=1e-4, atol=0)  # weights moved by less than 1e-8
     equal = nn.Linear(4, 1)
@@ -180,7 +187,7 @@ def test_rows_are_clipped_after_every_step():
     assert torch.equal(equal.weight.detach(), torch.full((1, 4), 0.5))
     again = copy.deepcopy(net)
     Clipped(1e6, ("0", "2"))(again)
-    assert torch.equal(again[0].weight, net[0].weight)
+    assert torch.equal(again.get_parameter("0.weight"), net.get_parameter("0.weight"))
 
 
 def test_the_recipe_of_foundation_models_distils(images: Tensor):
@@ -265,16 +272,19 @@ def kept_bytes(model: nn.Module, x: Tensor) -> int:
 
 
 class Differentiated(nn.Linear):
-    """Standard noise-aware training: the device's law written so that it can be differentiated, sigma(g) and drift of both devices."""
+    """Standard noise-aware training: the law of `PCM` an hour after programming, written so that it can be differentiated."""
 
     def forward(self, input: Tensor) -> Tensor:
         scale = self.weight.abs().amax(1, keepdim=True)
         noisy = torch.zeros_like(self.weight)
+        flicker = math.sqrt(math.log((3600 + 250e-9) / (2 * 250e-9)))
         for sign in (1.0, -1.0):
-            x = (sign * self.weight / scale).clamp(min=0)
-            sigma = (0.26348 + 1.9650 * x - 1.1731 * x**2) / 25
-            written = (x + sigma * torch.randn_like(x)).clamp(min=0)
-            noisy = noisy + sign * scale * written * (3600 / 20) ** -(0.05 + 0.01 * torch.randn_like(x)).abs()
+            x = (sign * self.weight / scale).clamp(min=1e-7)
+            written = (x + (0.26348 + 1.9650 * x - 1.1731 * x**2) / 25 * torch.randn_like(x)).clamp(min=1e-7)
+            mean, spread = (0.0244 - 0.0155 * x.log()).clamp(0.049, 0.1), (-0.0059 - 0.0125 * x.log()).clamp(0.008, 0.045)
+            drifted = written * (3600 / 20) ** -(mean + spread * torch.randn_like(x)).abs()
+            read = drifted * (0.0088 / (written**0.65).clamp(min=0.001)).clamp(max=0.2) * flicker
+            noisy = noisy + sign * scale * (drifted + read * torch.randn_like(x)).clamp(min=0)
         return nn.functional.linear(input, noisy, self.bias)
 
 

@@ -171,8 +171,8 @@ def test_the_nearby_norm_is_the_exact_one_to_first_order():
         loss = GradientNorm(net, lambda out, b: (out - b[1]).square().mean(), 0.5, way=way, radius=radius)  # pyright: ignore[reportArgumentType]
         found.append(float(loss.of_output(net(batch[0]), batch).detach()))
     assert found[0] == pytest.approx(found[1], rel=1e-4)  # the error is of the order of the radius
-    direct = torch.autograd.grad((net(batch[0]) - batch[1]).square().mean(), [net[0].weight, net[2].weight])
-    rows = [w.detach().abs().amax(1, keepdim=True) for w in (net[0].weight, net[2].weight)]
+    direct = torch.autograd.grad((net(batch[0]) - batch[1]).square().mean(), [net.get_parameter("0.weight"), net.get_parameter("2.weight")])
+    rows = [w.detach().abs().amax(1, keepdim=True) for w in (net.get_parameter("0.weight"), net.get_parameter("2.weight"))]
     norm = torch.stack([(g * r).square().sum() for g, r in zip(direct, rows, strict=True)]).sum().sqrt()
     assert found[0] == pytest.approx(float(((net(batch[0]) - batch[1]).square().mean() + 0.5 * norm).detach()), rel=1e-12)
 
@@ -201,11 +201,13 @@ def test_binary_weights_are_learned_and_take_the_ends_of_one_pair(
     digital = accuracy(net, unseen)
     rounded = copy.deepcopy(net)
     with torch.no_grad():
-        rounded[3].weight.copy_(binary(rounded[3].weight.flatten(1)).reshape(rounded[3].weight.shape))
+        rounded.get_parameter("3.weight").copy_(
+            binary(rounded.get_parameter("3.weight").flatten(1)).reshape(rounded.get_parameter("3.weight").shape)
+        )
     chip = Chip(device=Gaussian(written=0.1), encoding=Differential(), adc=Adc(8))
     rehearsal = BWMA(bits=4).rehearse(net, chip, calibration=calibration, split=["0", "7"])
     rehearsal.train(samples, **SETTINGS)
-    rows = net[3].weight.detach().flatten(1).abs()
+    rows = net.get_parameter("3.weight").detach().flatten(1).abs()
     torch.testing.assert_close(rows, rows[:, :1].expand_as(rows))
     mapped = rehearsal.mapped(calibration)
     assert mapped.chip.dac.levels == 15
@@ -213,5 +215,5 @@ def test_binary_weights_are_learned_and_take_the_ends_of_one_pair(
     learned, thrown = accuracy(net, unseen), accuracy(rounded, unseen)
     assert digital - learned < 0.5 * (digital - thrown)
     assert digital - on_chips(mapped, unseen) < 0.5 * (digital - thrown)
-    planes = chip.encoding.planes(torch.sign(net[3].weight.detach().flatten(1)))
+    planes = chip.encoding.planes(torch.sign(net.get_parameter("3.weight").detach().flatten(1)))
     assert all(set(plane.share.unique().tolist()) == {0.0, 1.0} for plane in planes)

@@ -164,7 +164,9 @@ def rehearse(
     Raises:
         UsageError: a chip whose columns are not read as one sum; see the header.
     """
-    _check(chip, output_noise)
+    check(chip)
+    if not 0 <= output_noise < math.inf:
+        raise UsageError("rehearse", got=f"output_noise={output_noise:g}", wanted="a finite number of at least 0")
     mapped = mapping.map(
         model, replace(chip, reads="quiet" if chip.reads == "quiet" else "frozen"), split=split, calibration=calibration, run=run
     )
@@ -229,14 +231,13 @@ def _both(first: Callable[[nn.Module], None], second: Callable[[nn.Module], None
     return first if second is None else _Both(first, second)
 
 
-def _check(chip: Chip, output_noise: float) -> None:
+def check(chip: Chip) -> None:
+    """Refuse a chip whose columns are not read as one sum."""
     wanted, remedy = "a chip whose columns are read as one sum", "robust.est trains through any chip"
     if chip.adc.bits is not None and (chip.dac.cycles > 1 or len(chip.encoding.shifts) > 1):
         raise UsageError("rehearse", got="digits or slices in front of an ADC", wanted=wanted, remedy=remedy)
     if chip.device.powers(torch.tensor([chip.device.g_max])) is not None:
         raise UsageError("rehearse", got=f"{type(chip.device).__name__}, which is not ohmic", wanted="ohmic devices", remedy=remedy)
-    if not 0 <= output_noise < math.inf:
-        raise UsageError("rehearse", got=f"output_noise={output_noise:g}", wanted="a finite number of at least 0")
 
 
 def _look_at_sums(mapped: Mapped, batches: list[Any], run: Callable[[nn.Module, Any], Any] | None) -> None:

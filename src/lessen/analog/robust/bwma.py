@@ -38,7 +38,7 @@ from lessen.analog.layer import AnalogConv1D, AnalogConv1d, AnalogConv2d, Analog
 from lessen.analog.mapping import Split
 from lessen.analog.noise import Injected, Stage
 from lessen.analog.periphery import Dac
-from lessen.analog.rehearsal import Rehearsal, as_rehearsal
+from lessen.analog.rehearsal import Rehearsal, as_rehearsal, check
 from lessen.analog.rehearsed import Rehearsed, RehearsedConv1D, RehearsedConv1d, RehearsedConv2d, RehearsedLinear, recast
 from lessen.core.strict import check_fields, strict
 from lessen.errors import UsageError
@@ -178,6 +178,7 @@ class BWMA:
             run: how a model is called with a batch.
         """
         driven = replace(chip, dac=Dac(self.bits + 1, quantile=chip.dac.quantile), reads="quiet" if chip.reads == "quiet" else "frozen")
+        check(driven)
         mapped = mapping.map(model, driven, split=split, calibration=calibration, run=run)
         stage = Stage(Injected(self.sigma))
 
