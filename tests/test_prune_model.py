@@ -473,9 +473,10 @@ def test_rounds_change_nothing_where_a_channel_does_not_depend_on_others():
 
 
 def test_what_every_layer_keeps_is_counted_on_the_whole_model_however_many_rounds_there_are():
-    net = nn.Sequential(nn.Linear(6, 20), nn.ReLU(), nn.Linear(20, 20), nn.ReLU(), nn.Linear(20, 3))
+    middle = nn.Linear(20, 20)
+    net = nn.Sequential(nn.Linear(6, 20), nn.ReLU(), middle, nn.ReLU(), nn.Linear(20, 3))
     with torch.no_grad():
-        net[2].weight[:] *= 1e-3  # pyright: ignore[reportArgumentType]  # its outputs are the smallest: they leave first, in every round
+        middle.weight.mul_(1e-3)  # its outputs are the smallest: they leave first, in every round
     method = Magnitude(across="model", least=0.4)
     found = lessen.prune(net, torch.zeros(1, 6), method=method, to="45%", rounds=5)
     assert len(found.kept["2"]) == 8
