@@ -24,6 +24,9 @@ from lessen.errors import LessenError
 
 _SAMPLES = 2**20  # magnitudes from which a quantile is taken
 _VECTORS = 4096  # column sums from which a quantile is taken
+_LEAST = 0.03  # range of a column, in parts of the widest of its layer, if it has seen many vectors
+_FEW = 2.0  # up to its square as many vectors, all columns share the widest range
+_REACH = 0.5  # quantile over the columns of a layer of how far their largest sum reaches beyond the usual one
 
 
 @dataclass
@@ -154,19 +157,23 @@ class Tiles:
             return
         x = x.detach()[:: -(-x.shape[0] // _VECTORS)]
         found = [self._asked(x, tiles) for _, _, tiles in pieces(weight.detach(), self.place)]
-        largest = torch.cat(found, -1)
-        # a column that stayed silent gets the range of the others of its tile
-        widest = largest.flatten(-2).amax(-1)[..., None, None]
-        widest = torch.where(widest == 0, torch.ones_like(widest), widest).expand_as(largest)
-        wide = torch.where(largest > 1e-3 * widest, largest, widest)
+        largest, usual = torch.cat([a for a, _ in found], -1), torch.cat([b for _, b in found], -1)
+        # How far the rare sums reach beyond the usual ones is much alike for the columns of a layer, and each of them has seen little.
+        reach = torch.where(usual > 0, largest / usual.clamp(min=torch.finfo(x.dtype).tiny), 0.0).flatten()
+        wide = torch.maximum(largest, usual * torch.quantile(reach[:: -(-reach.numel() // _SAMPLES)].float(), _REACH).to(x.dtype))
+        # Few vectors say little of a single column (a class that calibration did not show): it gets the more of the layer's widest range.
+        widest = float(wide.max())
+        wide = wide.clamp(min=widest * min(1.0, max(_LEAST, _FEW / len(x) ** 0.5))) if widest > 0 else torch.ones_like(wide)
         wide = (over_tiles(wide, chip.columns) if chip.adc.per == "tile" else wide).flatten(-2)
         self.ranges.sums = wide if self.ranges.sums is None else torch.maximum(wide, self.ranges.sums)
 
-    def _asked(self, x: Tensor, tiles: Tensor) -> Tensor:
-        """A quantile of the column sums of ideal tiles, `tile 1 slice column`."""
+    def _asked(self, x: Tensor, tiles: Tensor) -> tuple[Tensor, Tensor]:
+        """A quantile of the column sums of ideal tiles, and their root mean square: `tile 1 slice column`."""
         sums = self.sums(x, tiles).abs_()
         largest = torch.quantile(sums.float(), self.chip.adc.quantile, dim=1, keepdim=True).to(x.dtype)
-        return largest.unflatten(-1, (len(self.chip.encoding.shifts), -1))
+        slices = len(self.chip.encoding.shifts)
+        usual = sums.square().mean(1, keepdim=True).sqrt_()
+        return largest.unflatten(-1, (slices, -1)), usual.unflatten(-1, (slices, -1))
 
     def sums(self, x: Tensor, tiles: Tensor) -> Tensor:
         """What `vector (group input)` asks of ideal tiles: `tile vector (slice column)`, in fully driven rows times full range."""
