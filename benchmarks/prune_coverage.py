@@ -182,7 +182,7 @@ def goals(rows: Sequence[Row]) -> list[Goal]:
     each = ", ".join(f"{name} {count}" for name, count in unbuilt.items() if count)
     value = f"{sum(unbuilt.values())} of {len(tried)}" + (f" ({each})" if each else "")
     name = "architectures that the generic rules do not build, not counted above"
-    found.append(Goal(name, value if tried else "not measured", "for information", True if tried else None))
+    found.append(Goal(name, value if tried else "not measured", "for information", None))
     silent = sum(row["verdict"] == "wrong" and row["silent"] for row in own)
     found.append(at_most("silently wrong", float(silent) if own else None, 0))
     peers = [row for row in rows if row["engine"] == "torch_pruning" and "verdict" in row]
@@ -192,7 +192,7 @@ def goals(rows: Sequence[Row]) -> list[Goal]:
     ours = [row for row in own if row["model"] in common]
     ours_right = sum(row["verdict"] == "right" for row in ours)
     value = f"{right} of {len(peers)} right, {untied} more but for ties that are lost; lessen {ours_right} of {len(ours)} of these"
-    found.append(Goal("Torch-Pruning on the same models", value if peers else "not measured", "for comparison", True if peers else None))
+    found.append(Goal("Torch-Pruning on the same models", value if peers else "not measured", "for comparison", None))
     return found
 
 
