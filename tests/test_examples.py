@@ -54,3 +54,11 @@ def test_recovering_from_python(tiny_model: Path, capsys):
     example("recover_from_python.py")(str(tiny_model), "20%", 0.05, tokens=2048)
     before, after = capsys.readouterr().out.splitlines()[0].replace(",", "").replace(" parameters became ", " ").split()[:2]
     assert int(after) < int(before)
+
+
+def test_a_network_on_an_analog_chip(capsys):
+    found = example("analog_from_python.py")()
+    said = capsys.readouterr().out
+    assert "on a digital accelerator" in said and "digital:" in said
+    first, _, last = (row["mean"] for row in found["aged"])
+    assert first > last > 0.5 and found["loss"] <= 0.1
