@@ -156,3 +156,18 @@ def test_channels_that_norms_hold_together_are_named_where_there_are_no_others()
     with pytest.raises(UsageError, match=r"no unit that it could prune.*kinds=\['width'\] takes it all the same"):
         lessen.prune(model, inputs, method=Magnitude(), to="20%")
     assert lessen.prune(model, inputs, method=Magnitude(), to="20%", kinds=["width"]).edits
+
+
+def test_values_that_leave_the_traced_world_hold_their_channels():
+    class Outside(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b, self.c = nn.Linear(6, 8), nn.Linear(6, 8), nn.Linear(8, 4)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            y = self.a(x).relu()
+            return self.c(self.b(x).relu()) + torch.from_numpy(y.detach().numpy().mean(-1, keepdims=True))
+
+    found = lessen.trace(Outside(), torch.randn(3, 6))
+    assert [unit.name for unit in found.units] == ["b"]
+    assert "numpy takes its values out of what is traced" in found.held["a.weight[0]"]

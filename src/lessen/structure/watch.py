@@ -318,6 +318,10 @@ def _composite(func: Any) -> bool:
 _SHAPE = torch.Tensor.shape.__get__  # pyright: ignore[reportAttributeAccessIssue]
 
 
+_LEAVING = ("numpy", "tolist", "__array__", "__dlpack__")
+"""Calls after which nobody can see what becomes of a tensor's values: all of its channels must stay."""
+
+
 class _Calls(TorchFunctionMode):
     """Python calls that are given sizes as numbers."""
 
@@ -335,6 +339,9 @@ class _Calls(TorchFunctionMode):
                 return shape_of(out, axes, self.watch.values)
             dim = kwargs.get("dim", args[1] if len(args) > 1 else None)
             return Size(out, axes[dim], self.watch.values) if isinstance(dim, int) else out
+        if name in _LEAVING and isinstance(args[0], torch.Tensor):
+            for axis in self.watch.axes_of(args[0]):
+                self.watch.axes.pin(axis, f"{name} takes its values out of what is traced, in {self.watch.module or 'the model'}")
         if name in VALUES:
             for value in (*args, *kwargs.values()):
                 if isinstance(value, Size):
