@@ -68,7 +68,7 @@ def derived(chip: Chip) -> dict[str, str]:
     """Figures that follow from a chip, by name, in words.
 
     >>> derived(chip_of("isaac"))["devices for a weight"], derived(chip_of("isaac"))["reads for an input vector"]
-    ('8', '16')
+    ('8', '15')
     """
     rows, columns = chip.array.rows, chip.columns
     found = {
