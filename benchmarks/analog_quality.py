@@ -128,8 +128,10 @@ def _kept(model: nn.Module, x: torch.Tensor) -> float:
     """Megabytes that autograd keeps between a forward and its backward, parameters left out."""
     own = {p.untyped_storage().data_ptr() for p in model.parameters()}
     seen: dict[int, int] = {}
+    alive: list[torch.Tensor] = []  # so that no memory is given out twice and counted twice
 
     def note(tensor: torch.Tensor) -> torch.Tensor:
+        alive.append(tensor)
         storage = tensor.untyped_storage()
         if storage.data_ptr() not in own:
             seen[storage.data_ptr()] = storage.nbytes()
