@@ -226,7 +226,7 @@ def goals(rows: list[Row]) -> list[Goal]:
             ahead = _difference(_mean([_last(row) for row in est]), _mean([_last(row) for row in noisy]))
             made.append(at_least(f"{net} on {name}: accuracy of EST minus that of training through the noise, points", ahead, 0.0))
             for what, key in (("time", "train_seconds"), ("memory kept for the backward pass", "kept_for_backward_mb")):
-                a, b = _mean([row[key] for row in est]), _mean([row[key] for row in noisy])
+                a, b = _mean([row.get(key) for row in est]), _mean([row.get(key) for row in noisy])
                 text = f"{net} on {name}: {what} of EST over that of training through the noise"
                 made.append(at_most(text, a / b if a and b else None, 1.0))
     plain, split = found.get("smollm2 pcm-hermes plain"), found.get("smollm2 pcm-hermes split")
