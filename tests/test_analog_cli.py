@@ -285,3 +285,16 @@ def test_a_judge_of_ones_own(capsys: Any):
     assert run["metrics"][0]["name"] == "loudness" and run["qualities"][0]["digital"]["loudness"] > 0
     code, _, err = call(capsys, "analog", "simulate", *OURS, "pcm-nandakumar", "--evaluate", f"{HERE}:broken", "--quiet")
     assert code == 1 and "no idea" in err and err.count("\n") == 1
+
+
+def test_a_head_that_is_the_token_table_is_priced_where_it_lies(tmp_path: Path):
+    pytest.importorskip("transformers")
+    from lessen.analog.job import priced
+    from tests.models_fixture import tiny
+
+    run = priced(tiny("llama", tie_word_embeddings=True), "pcm-nandakumar", context=4)
+    where = {layer["name"]: layer["where"] for layer in run.costs["token"]["layers"]}
+    assert where["lm_head"] == "tiles" and "model.embed_tokens" not in where
+    assert any("shares its weights" in note for note in run.notes)
+    kept = priced(tiny("llama", tie_word_embeddings=True), "pcm-nandakumar", split=["lm_head"], context=4)
+    assert {layer["name"]: layer["where"] for layer in kept.costs["token"]["layers"]}["lm_head"] == "digital"

@@ -29,7 +29,7 @@ from lessen.analog.mapping import Mapped
 from lessen.analog.mapping import map as put
 from lessen.analog.record import AnalogRun, claim, placed, quality, write
 from lessen.analog.simulation import simulate
-from lessen.analog.subject import Data, Subject, subject
+from lessen.analog.subject import Data, Subject, bare, subject
 from lessen.core.event import Listener
 from lessen.core.strict import strict
 from lessen.environment import command, environment
@@ -124,8 +124,7 @@ def priced(
     started(out, said)
     run = AnalogRun("cost")
     with timed(run, "cost"):
-        network = subject(model, asked)
-        network.notes = [n for n in network.notes if n.startswith("The head")]
+        network = bare(model, batches)
         mapped = put(network.model, described, split=split)
         run.costs, run.context = costs_of(network, mapped, context)
     fill(run, network, mapped)

@@ -21,7 +21,7 @@ from lessen.core.modules import evaluating
 from lessen.core.strict import check_fields
 from lessen.errors import LessenError, UsageError, one_line
 from lessen.evaluate import texts
-from lessen.models import load
+from lessen.models import load, open_checkpoint
 from lessen.models.inputs import example_inputs
 from lessen.models.module import InMemory, imported
 from lessen.stats import data
@@ -127,7 +127,7 @@ def subject(ref: str | Path | nn.Module, asked: Data | None = None) -> Subject:
     """
     asked = asked or Data()
     model, label = opened(ref)
-    made = _language(model, label, asked) if writes(model) and asked.batches is None else _other(model, label, asked)
+    made = _language(ref, model, label, asked) if writes(model) and asked.batches is None else _other(model, label, asked)
     return _judged_by(made, asked) if asked.evaluate is not None else made
 
 
@@ -142,9 +142,40 @@ def _arguments(model: nn.Module) -> set[str]:
     return set(inspect.signature(model.forward).parameters)
 
 
-def _language(model: nn.Module, label: str, asked: Data) -> Subject:
+def bare(ref: str | Path | nn.Module, batches: str | Iterable[Any] | None = None) -> Subject:
+    """A model whose cost is asked for and nothing else: no text is read, nothing judges.
+
+    Args:
+        ref: what `lessen.load` takes.
+        batches: inputs of a model that does not tell its own.
+    """
+    model, label = opened(ref)
+    if writes(model) and batches is None:
+        return Subject(label, model, [], _silent, (), True, notes=tied(model))
+    return Subject(label, model, [], _silent, (), False, _example(model, label) if batches is None else batches_of(batches)[0])
+
+
+def _silent(model: nn.Module) -> dict[str, float]:
+    return {}
+
+
+def _example(model: nn.Module, label: str) -> Any:
+    example = example_inputs(model, label)
+    return example if isinstance(example, Mapping | Tensor) else example[0]
+
+
+def tied(model: nn.Module) -> list[str]:
+    """What to know of a head that is the token table."""
+    head = getattr(model, "get_output_embeddings", lambda: None)()
+    table = getattr(model, "get_input_embeddings", lambda: None)()
+    if head is None or table is None or head.weight is not table.weight:
+        return []
+    return ["The head shares its weights with the token table: the table stays digital, the head lies on tiles unless --split keeps it."]
+
+
+def _language(ref: str | Path | nn.Module, model: nn.Module, label: str, asked: Data) -> Subject:
     notes: list[str] = []
-    source = InMemory(model, label)
+    source = InMemory(model, label) if isinstance(ref, nn.Module) else open_checkpoint(ref)
     tokenizer = source.tokenizer()
     limit = int(source.config.get("max_position_embeddings") or source.config.get("n_positions") or WINDOW)
     length = asked.length or min(WINDOW, limit)
@@ -163,12 +194,7 @@ def _language(model: nn.Module, label: str, asked: Data) -> Subject:
         held = {docs.name: data.sequential_windows(tokenizer, docs, length, at_most=asked.windows)}
     for name, ids in held.items():
         notes.append(f"Judged on {len(ids)} windows of {length} tokens of {name} (--windows, --eval): few, so that chips can be many.")
-    head = getattr(model, "get_output_embeddings", lambda: None)()
-    table = getattr(model, "get_input_embeddings", lambda: None)()
-    if head is not None and table is not None and head.weight is table.weight:
-        notes.append(
-            "The head shares its weights with the token table: the table stays digital, the head lies on tiles unless --split keeps it."
-        )
+    notes += tied(model)
     judge = OnText(model, held)
     return Subject(label, model, list(calibration.split(1)), judge, judge.metrics, True, None, notes, tokenizer)
 
@@ -181,8 +207,7 @@ def _other(model: nn.Module, label: str, asked: Data) -> Subject:
             "--calibration" if asked.calibration is not None else "--eval", got=got, wanted="a model that writes text", remedy=remedy
         )
     if asked.batches is None:
-        example = example_inputs(model, label)
-        batches = [example if isinstance(example, Mapping | Tensor) else example[0]]
+        batches = [_example(model, label)]
         notes.append("Converters are set and outputs compared on the model's example inputs, which are no data: give some with --batches.")
     else:
         batches = batches_of(asked.batches)

@@ -242,7 +242,7 @@ def pareto_front(run: Run, wide: bool) -> str | None:
     if max(energies) / min(energies) > 10:
         axes.set_xscale("log")
     axes.set_title(run["metrics"][0]["title"] if run["metrics"] else "quality", loc="left", color=svg.MUTED)
-    axes.set_xlabel(f"energy of an inference, {name}; a larger mark is a larger chip")
+    axes.set_xlabel(f"energy of an inference, {name}; larger marks: larger chips" if wide else f"{name} of an inference")
     said = "; ".join(
         ", ".join(f"{path} {choice(value)}" for path, value in d["choices"].items())
         + f": {number(sign * d['quality'])}, {number(d['energy_pj'] * scale)} {name}, {number(d['area_um2'] * 1e-6)} mm²"

@@ -87,9 +87,12 @@ def layers(model: nn.Module, run: Callable[[], Any], inferences: float = 1) -> l
     with evaluating(model), _slow_attention():
         uses = profile(model, run)
     shapes = {name: tuple(p.shape) for name, p in model.named_parameters()}
+    every = dict(model.named_parameters(remove_duplicate=False))
     found: dict[str, LayerShape] = {}
     for use in uses:
         shape = _weighted(use, shapes) if use.weight is not None else _products(use)
+        if use.weight is not None and every.get(f"{use.module}.weight") is every[use.weight]:
+            shape = replace(shape, name=use.module)  # a head that shares its weight with the token table goes by its own name
         before = found.get(shape.weight or f"{shape.name}()")
         if before is not None:  # for products of other sizes in one module, as many vectors as make the same work
             vectors = shape.macs / (before.groups * before.inputs * before.outputs)
