@@ -7,8 +7,12 @@ from statistics import median
 from benchmarks.harness import Goal, Row, Session, at_most, measured
 from lessen.cli.main import app
 
-COMMANDS = ("", *(name for name in app if not name.startswith("-")))
-"""No command, and every command that is registered."""
+COMMANDS = (
+    "",
+    *(name for name in app if not name.startswith("-")),
+    *(f"{name} {inner}" for name in app if not name.startswith("-") for inner in app[name] if not inner.startswith("-")),
+)
+"""No command, every command that is registered, and those within them."""
 
 
 def rows(session: Session) -> Iterator[Row | None]:

@@ -298,3 +298,20 @@ def test_a_head_that_is_the_token_table_is_priced_where_it_lies(tmp_path: Path):
     assert any("shares its weights" in note for note in run.notes)
     kept = priced(tiny("llama", tie_word_embeddings=True), "pcm-nandakumar", split=["lm_head"], context=4)
     assert {layer["name"]: layer["where"] for layer in kept.costs["token"]["layers"]}["lm_head"] == "digital"
+
+
+def test_what_the_page_about_analog_chips_shows_is_accepted(tmp_path: Path):
+    import re
+
+    from lessen.analog import chipfile, space
+    from lessen.analog.robust.applied import METHODS
+
+    page = (Path(__file__).parents[1] / "docs" / "analog.md").read_text()
+    chip, varied = re.findall(r"```toml\n(.*?)```", page, re.DOTALL)
+    base = chipfile.loads(chip)
+    (tmp_path / "space.toml").write_text(varied)
+    found = space.load(tmp_path / "space.toml", base)
+    assert set(found) == {"adc.bits", "array", "encoding", "device.g_max"}
+    assert re.findall(r"^\| `(\w+)` \| (yes|) ?\| (.*) \|$", page, re.MULTILINE) == [
+        (m.name, "yes" if m.trains else "", m.summary) for m in METHODS
+    ]
