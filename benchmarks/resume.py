@@ -79,7 +79,10 @@ def _killed(model: Path, out: Path, options: list[str], kills: int, straight: Ro
         lost |= again(out, kept)
         kept = finished(out)
         killed.append({"at_step": place, "steps_on_disk": len(kept), "was_running": alive})
-    process = _start(model, out, options)
+        if not alive and process.returncode == 0:
+            break  # a machine that became faster has finished before it was killed: nothing is left to resume
+    else:
+        process = _start(model, out, options)
     while process.poll() is None:
         lost |= again(out, kept)
         time.sleep(0.02)
