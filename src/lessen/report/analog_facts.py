@@ -159,14 +159,8 @@ def cost_table(run: Run) -> Table:
         macro = sum(area[part] for part in ("cells", "adc", "dac")) * 1e-6
         rows.append(("area, mm²", number(s["area_mm2"]), number(macro), number(s["baseline_area_mm2"])))
         rows.append(("multiplications on tiles", percent(s["analog_share"]), "", ""))
-        rows.append(
-            (
-                "tiles",
-                f"{s['tiles']:,}, {percent(s['utilisation'])} in use" + (f", in {s['segments']} turns" if s["segments"] > 1 else ""),
-                "",
-                "",
-            )
-        )
+        turns = f", in {s['segments']} turns" if s["segments"] > 1 else ""
+        rows += [("tiles", f"{s['tiles']:,}{turns}", "", ""), ("of their cells in use", percent(s["utilisation"]), "", "")]
     caption = "What an inference costs; a macro is arrays and converters alone"
     return Table(caption, ("", "chip", "its macros", "digital int8"), tuple(rows), frozenset((1, 2, 3)))
 

@@ -95,7 +95,7 @@ def _times(axes: "Axes", ticks: Mapping[float, str], wide: bool) -> None:
 
 
 def energy_by_layer(run: Run, wide: bool) -> str | None:
-    """Stacked bars of what spends energy, of the last kind of inference; a mark where the digital accelerator would be."""
+    """Stacked bars of what spends energy, of the last kind of inference; a mark where the digital accelerator would be, or its figure."""
     if not run["costs"]:
         return None
     from matplotlib.lines import Line2D
@@ -106,7 +106,9 @@ def energy_by_layer(run: Run, wide: bool) -> str | None:
     present = [part for part in ENERGIES if any(bar["energy"][part] > 0 for bar in bars)]
     largest = max(sum(bar["energy"].values()) for bar in bars)
     reach = max(largest, *(bar["baseline_pj"] for bar in bars))
-    name, scale = unit(reach)
+    far = reach > 3 * largest  # marks that far out would leave nothing to see of the bars
+    reach = largest * (1.3 if wide else 1.7) if far else reach
+    name, scale = unit(largest)
     fig = svg.figure(WIDE if wide else NARROW, 90 + len(bars) * (24 if wide else 36))
     axes: Axes = fig.add_subplot()
     for y, bar in enumerate(bars):
@@ -115,9 +117,12 @@ def energy_by_layer(run: Run, wide: bool) -> str | None:
             colour, alpha = SHADES[part]
             axes.barh(y, bar["energy"][part] * scale, left=left, height=0.62 if wide else 0.42, color=colour, alpha=alpha, linewidth=0)
             left += bar["energy"][part] * scale
-        axes.plot(
-            bar["baseline_pj"] * scale, y, "o", color=svg.MUTED, markerfacecolor=svg.PAPER, markersize=5, markeredgewidth=1.3, zorder=3
-        )
+        digital, mark = bar["baseline_pj"] * scale, {"markerfacecolor": svg.PAPER, "markersize": 5, "markeredgewidth": 1.3}
+        if far:
+            text = f"digital {number(digital)}"
+            axes.annotate(text, (left, y), (6, 0), textcoords="offset points", va="center", fontsize=11, color=svg.MUTED)
+        else:
+            axes.plot(digital, y, "o", color=svg.MUTED, zorder=3, **mark)
         if not wide:
             axes.annotate(bar["name"], (0, y), (0, 9), textcoords="offset points", va="bottom", fontsize=11, color=svg.INK)
     axes.set(ylim=(len(bars) - 0.4, -0.7 if wide else -0.95), xlim=(0, reach * scale * 1.04))
@@ -127,7 +132,7 @@ def energy_by_layer(run: Run, wide: bool) -> str | None:
     axes.locator_params(axis="x", nbins=8 if wide else 4)
     axes.set_xlabel(f"{name} of {'an' if what[0] in 'aeiou' else 'a'} {what}")
     handles: list[Any] = [Patch(color=SHADES[part][0], alpha=SHADES[part][1], label=part) for part in present]
-    handles.append(Line2D([], [], marker="o", linestyle="", color=svg.MUTED, markerfacecolor=svg.PAPER, label="digital int8"))
+    handles += [] if far else [Line2D([], [], marker="o", linestyle="", color=svg.MUTED, markerfacecolor=svg.PAPER, label="digital int8")]
     fig.legend(handles=handles, loc="outside upper left", ncols=len(handles) if wide else 3, handlelength=1.2, columnspacing=1.2)
     said = "; ".join(
         f"{bar['name']}: {number(sum(bar['energy'].values()) * scale)} {name}, digital {number(bar['baseline_pj'] * scale)}" for bar in bars
