@@ -12,6 +12,10 @@ from benchmarks.__main__ import BENCHMARKS, main
 pytestmark = [pytest.mark.filterwarnings("default"), pytest.mark.slow]  # warnings of transformers and of the runtimes are theirs
 
 
+FORKS = ("prune_coverage",)
+"""Forks as it goes, which a process with threads must not: a lock that one of them holds is never let go in the child."""
+
+
 @pytest.fixture(scope="module")
 def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("assets")
@@ -21,7 +25,13 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_smoke_size_writes_rows_and_goals(name: str, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("LESSEN_ASSETS", str(cache))
     out = tmp_path / f"{name}.json"
-    assert main([name, "--smoke", "--json", str(out)]) == 0
+    arguments = [name, "--smoke", "--json", str(out)]
+    if name in FORKS:
+        command = [sys.executable, "-m", "benchmarks", *arguments]
+        done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parent.parent, check=False)
+        assert done.returncode == 0, done.stderr
+    else:
+        assert main(arguments) == 0
     data = json.loads(out.read_text())
     assert data["command"] == f"python -m benchmarks {name} --smoke"
     assert data["env"]["threads"] == 1 and "torch" in data["env"]["versions"]

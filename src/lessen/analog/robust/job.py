@@ -8,6 +8,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from lessen.analog.chip import Chip
 from lessen.analog.described import chip_of
 from lessen.analog.job import CONTEXT, Model, check, costs_of, fill, finished, name_of, started, timed
@@ -78,9 +80,15 @@ def hardened(
         run.costs, run.context = costs_of(replace(network, model=case.model), mapped, CONTEXT)
     except LessenError as error:
         run.notes.append(f"What it costs is not told: {error}.")
-    if folder is not None and case.changed:
+    if folder is not None and _differ(case):
         run.notes.append(_kept(case, folder))
     return finished(run, out)
+
+
+def _differ(case: Case) -> bool:
+    """Whether there are weights to keep: a method asked for its own and made something of them."""
+    before, after = case.network.model.state_dict(), case.model.state_dict()
+    return case.changed and (list(before) != list(after) or any(not torch.equal(before[name], after[name]) for name in before))
 
 
 def _kept(case: Case, folder: Path) -> str:
