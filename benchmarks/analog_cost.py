@@ -25,9 +25,9 @@ from lessen.analog.cost.digital import Digital
 from lessen.analog.cost.macro import per_mac
 from lessen.analog.cost.model import cost
 from lessen.analog.encoding import Differential, Sliced
-from lessen.analog.explore import Search, explore
 from lessen.analog.mapping import map
 from lessen.analog.periphery import Adc, Dac
+from lessen.analog.search.explore import Search, explore
 from lessen.errors import LessenError
 
 # pJ and um2 of 4 to 10 bits at 100 MS/s, evaluated outside this project

@@ -30,11 +30,11 @@ from benchmarks.harness import Goal, Row, Session, at_least, at_most
 from lessen.analog.chip import Chip
 from lessen.analog.chipfile import preset
 from lessen.analog.mapping import Mapped, Split, map
-from lessen.analog.noise import Programmed
 from lessen.analog.robust.adabs import AdaBS
 from lessen.analog.robust.est import EST
 from lessen.analog.robust.hwa import HardwareAware
 from lessen.analog.simulation import Simulation, simulate
+from lessen.analog.training.noise import Programmed
 from lessen.recover.losses import NextToken
 
 CHIPS = 10

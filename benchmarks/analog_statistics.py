@@ -83,7 +83,7 @@ def _moments(name: str, draws: int) -> Row:
     import torch
 
     from lessen.analog.chipfile import preset
-    from lessen.analog.streams import stream
+    from lessen.analog.tiles.streams import stream
 
     device = preset(name).device
     seconds, worst = device.first, {"mean": 0.0, "deviation": 0.0}
@@ -145,7 +145,7 @@ def _device(kind: str) -> Any:
 def _draw(device: Any, g: float, seconds: float, count: int, seed: int) -> Any:
     import torch
 
-    from lessen.analog.streams import normal, stream
+    from lessen.analog.tiles.streams import normal, stream
 
     cells = device.program(torch.full((count,), g), stream(seed, "program", g))
     found = device.drifted(cells, seconds)

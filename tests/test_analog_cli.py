@@ -104,8 +104,8 @@ def test_a_description_is_a_chip_file(tmp_path: Path, capsys: Any):
 
 
 def test_a_simulation_is_the_same_from_python_and_goes_on(tmp_path: Path, capsys: Any):
-    from lessen.analog.job import simulated
-    from lessen.analog.subject import Data
+    from lessen.analog.run.job import simulated
+    from lessen.analog.run.subject import Data
 
     options = [*OURS, "pcm-nandakumar", "--times", "20s,1y", "--chips", "3", "--out", tmp_path / "out"]
     run = told(capsys, "simulate", *options)["run"]
@@ -289,7 +289,7 @@ def test_a_judge_of_ones_own(capsys: Any):
 
 def test_a_head_that_is_the_token_table_is_priced_where_it_lies(tmp_path: Path):
     pytest.importorskip("transformers")
-    from lessen.analog.job import priced
+    from lessen.analog.run.job import priced
     from tests.models_fixture import tiny
 
     run = priced(tiny("llama", tie_word_embeddings=True), "pcm-nandakumar", context=4)
@@ -303,8 +303,9 @@ def test_a_head_that_is_the_token_table_is_priced_where_it_lies(tmp_path: Path):
 def test_what_the_page_about_analog_chips_shows_is_accepted(tmp_path: Path):
     import re
 
-    from lessen.analog import chipfile, space
+    from lessen.analog import chipfile
     from lessen.analog.robust.applied import METHODS
+    from lessen.analog.search import space
 
     page = (Path(__file__).parents[1] / "docs" / "analog.md").read_text()
     chip, varied = re.findall(r"```toml\n(.*?)```", page, re.DOTALL)

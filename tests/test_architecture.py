@@ -38,10 +38,10 @@ LONG: dict[str, str] = {}
 WIDE: dict[str, str] = {
     "compress.py:compress": "the front door; each is one question that a user may have",
     "prune.py:prune": "the front door for models in memory",
-    "analog/job.py:simulated": "a front door of the analog part",
-    "analog/job.py:searched": "a front door of the analog part",
+    "analog/run/job.py:simulated": "a front door of the analog part",
+    "analog/run/job.py:searched": "a front door of the analog part",
     "cli/analog.py:explore": "groups of options of the command line, one each",
-    "analog/robust/job.py:hardened": "a front door of the analog part",
+    "analog/run/hardening.py:hardened": "a front door of the analog part",
     "cli/analog.py:robust": "groups of options of the command line, one each",
 }
 

@@ -17,10 +17,10 @@ from lessen.analog.cost.macro import per_mac, tops_per_mm2
 from lessen.analog.cost.model import cost
 from lessen.analog.cost.place import place
 from lessen.analog.cost.tile import mean_share, read_pj
-from lessen.analog.crossbar import layout
 from lessen.analog.encoding import Differential, Offset, Sliced
 from lessen.analog.mapping import Split
 from lessen.analog.periphery import Adc, Dac
+from lessen.analog.tiles.crossbar import layout
 from lessen.errors import LessenError, UsageError
 
 CHIP = Chip(dac=Dac(8), adc=Adc(8, columns=4), array=Array(64, 64), system=System(read_ns=50.0), name="small")

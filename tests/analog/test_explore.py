@@ -12,14 +12,14 @@ from typing import Any
 
 import pytest
 
-from lessen.analog.change import changed
 from lessen.analog.chip import Array, Chip, System
 from lessen.analog.cost.count import LayerShape
 from lessen.analog.cost.model import cost
 from lessen.analog.devices.device import Device
 from lessen.analog.encoding import Differential, Sliced
-from lessen.analog.explore import Design, Exploration, Range, Search, explore, pareto
 from lessen.analog.periphery import Adc, Dac
+from lessen.analog.search.change import changed
+from lessen.analog.search.explore import Design, Exploration, Range, Search, explore, pareto
 from lessen.errors import LessenError, UsageError
 
 SHAPES = [LayerShape("a", "linear", 300, 200, 1, 4.0, 1200.0), LayerShape("b", "linear", 200, 10, 1, 4.0, 800.0)]

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lessen.analog.devices.faults import Faults
-from lessen.analog.streams import stream
+from lessen.analog.tiles.streams import stream
 from lessen.errors import UsageError
 
 ENDS = (1.0, 40.0)

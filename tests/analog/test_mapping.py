@@ -254,7 +254,7 @@ def test_wrong_requests_are_answered_in_a_line():
 
 @torch.no_grad()
 def test_a_layer_in_pieces_is_the_layer(monkeypatch: pytest.MonkeyPatch):
-    from lessen.analog import crossbar
+    from lessen.analog.tiles import crossbar
 
     linear, x = nn.Linear(6, 40).double(), torch.randn(3, 6, dtype=torch.float64)
     monkeypatch.setattr(crossbar, "_AT_ONCE", 6 * 8)
@@ -298,7 +298,7 @@ def test_wires_take_from_the_columns(model: str):
 
 @torch.no_grad()
 def test_exact_wires_are_what_the_solver_finds():
-    from lessen.analog.resistance import solve
+    from lessen.analog.tiles.resistance import solve
 
     linear, x = nn.Linear(8, 3, bias=False).double(), torch.rand(4, 8, dtype=torch.float64)
     nn.init.uniform_(linear.weight, 0.1, 1.0)

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from lessen.analog.resistance import effective, far, lost_share, solve
+from lessen.analog.tiles.resistance import effective, far, lost_share, solve
 from lessen.errors import LessenError, UsageError
 
 

@@ -7,11 +7,11 @@ import pytest
 import torch
 from torch import nn
 
-from lessen.analog.branches import Beside, Hybrid
 from lessen.analog.chip import Chip
 from lessen.analog.devices.gaussian import Gaussian
 from lessen.analog.mapping import map
 from lessen.analog.robust.halora import HaLoRA, LowNorm
+from lessen.analog.tiles.branches import Beside, Hybrid
 from lessen.errors import UsageError
 from lessen.recover.loop import recover
 from lessen.recover.losses import NextToken

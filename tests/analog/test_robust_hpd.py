@@ -6,12 +6,12 @@ import pytest
 import torch
 from torch import nn
 
-from lessen.analog.branches import linears
 from lessen.analog.chip import Chip
 from lessen.analog.devices.flash import NorFlash
 from lessen.analog.devices.gaussian import Gaussian
 from lessen.analog.mapping import map
 from lessen.analog.robust.hpd import HPD, second_moments
+from lessen.analog.tiles.branches import linears
 from lessen.core.apply import apply
 from lessen.errors import UsageError
 from tests.analog.robust_nets import language_loss, mamba, sentences

@@ -8,15 +8,15 @@ import pytest
 import torch
 from torch import nn
 
-from lessen.analog.arrangement import Arrangement
 from lessen.analog.chip import Array, Chip
-from lessen.analog.crossbar import pieces, stuck
 from lessen.analog.devices.faults import Faults
 from lessen.analog.devices.gaussian import Gaussian
 from lessen.analog.encoding import Differential, Offset, Sliced
 from lessen.analog.mapping import map
 from lessen.analog.robust.remap import Remap, _Tile
 from lessen.analog.simulation import simulate
+from lessen.analog.tiles.arrangement import Arrangement
+from lessen.analog.tiles.crossbar import pieces, stuck
 from lessen.errors import UsageError
 from tests.analog.robust_nets import classifier, cross_entropy, pictures
 

@@ -13,12 +13,12 @@ from lessen.analog.chip import Array, Chip
 from lessen.analog.devices.pcm import PCM
 from lessen.analog.devices.rram import WanRRAM
 from lessen.analog.encoding import Offset, Sliced
-from lessen.analog.noise import Injected, Programmed
 from lessen.analog.periphery import Adc, Dac, Wires
-from lessen.analog.rehearsal import Clipped, rehearse
 from lessen.analog.robust.est import EST, estimated
 from lessen.analog.robust.hwa import HardwareAware, foundation
-from lessen.analog.straight import FITS, driven, read
+from lessen.analog.training.noise import Injected, Programmed
+from lessen.analog.training.rehearsal import Clipped, rehearse
+from lessen.analog.training.straight import FITS, driven, read
 from lessen.errors import UsageError
 from lessen.recover.losses import Logits, NextToken
 

@@ -13,7 +13,6 @@ from lessen.analog.chip import Chip
 from lessen.analog.devices.gaussian import Gaussian
 from lessen.analog.devices.pcm import PCM
 from lessen.analog.encoding import Differential
-from lessen.analog.noise import Injected, Programmed
 from lessen.analog.periphery import Adc, Dac
 from lessen.analog.robust.adabs import AdaBS
 from lessen.analog.robust.bwma import BWMA, binary, staircase
@@ -21,6 +20,7 @@ from lessen.analog.robust.est import EST
 from lessen.analog.robust.gradient_norm import GradientNorm
 from lessen.analog.robust.hwa import HardwareAware
 from lessen.analog.simulation import simulate
+from lessen.analog.training.noise import Injected, Programmed
 from lessen.errors import UsageError
 from lessen.recover.loop import recover
 from lessen.recover.losses import NextToken

@@ -19,12 +19,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lessen.analog.attention import AnalogAttention
 from lessen.analog.chip import Chip
-from lessen.analog.crossbar import Moment
-from lessen.analog.experts import AnalogExperts, AnalogRouter, is_pack, is_router
-from lessen.analog.layer import Tiles, kind_of, matrix, on_tiles
-from lessen.analog.streams import stream
+from lessen.analog.tiles.attention import AnalogAttention
+from lessen.analog.tiles.crossbar import Moment
+from lessen.analog.tiles.experts import AnalogExperts, AnalogRouter, is_pack, is_router
+from lessen.analog.tiles.layer import Tiles, kind_of, matrix, on_tiles
+from lessen.analog.tiles.streams import stream
 from lessen.core.event import Event, Listener
 from lessen.core.modules import evaluating
 from lessen.core.strict import strict

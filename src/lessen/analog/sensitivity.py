@@ -19,10 +19,10 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from lessen.analog.execute import Numbers
-from lessen.analog.layer import matrix
 from lessen.analog.mapping import Mapped
-from lessen.analog.streams import stream
+from lessen.analog.tiles.execute import Numbers
+from lessen.analog.tiles.layer import matrix
+from lessen.analog.tiles.streams import stream
 from lessen.core.event import Event, Listener
 from lessen.core.modules import evaluating, heard
 from lessen.core.strict import strict

@@ -53,7 +53,7 @@ def describe(chip: str, /, *, out: Annotated[Path | None, Parameter(metavar="FIL
     """
     from lessen.analog import chipfile
     from lessen.analog.described import chip_of, derived, description
-    from lessen.analog.record import write
+    from lessen.analog.run.record import write
     from lessen.errors import UsageError
 
     found = chip_of(chip)
@@ -91,7 +91,7 @@ def simulate(
         model: A directory of any model of transformers, one that lessen wrote, a GGUF file, package.module:factory, or smollm2-135m.
         out: Directory for report and record; the same command goes on there after a kill.
     """
-    from lessen.analog.job import simulated
+    from lessen.analog.run.job import simulated
 
     with listening(running) as on_event:
         wanted: dict[str, Any] = {"times": _times(aging.times), "chips": aging.chips, "seed": aging.seed, "split": on.split}
@@ -124,7 +124,7 @@ def cost(
         batches: Inputs of a model that does not tell its own.
         out: Directory for report and record.
     """
-    from lessen.analog.job import priced
+    from lessen.analog.run.job import priced
 
     with listening(running):
         run = priced(model, on.chip, split=on.split, context=context, batches=batches, out=out)
@@ -160,7 +160,7 @@ def robust(
         out: Directory for report, record and changed weights; the same command goes on there after a kill.
     """
     from lessen.analog.robust.case import Training
-    from lessen.analog.robust.job import hardened
+    from lessen.analog.run.hardening import hardened
 
     with listening(running) as on_event:
         training = Training(train.train, train.steps, train.minutes, train.batch, train.learning_rate)
@@ -224,10 +224,10 @@ def explore(
         vary: A field and its values: adc.bits=5,6,7,8. May be given several times.
         out: Directory for report and record, and for the designs unless --storage says where.
     """
-    from lessen.analog import space as spaces
     from lessen.analog.described import chip_of
-    from lessen.analog.explore import Search
-    from lessen.analog.job import searched
+    from lessen.analog.run.job import searched
+    from lessen.analog.search import space as spaces
+    from lessen.analog.search.explore import Search
     from lessen.errors import UsageError
 
     base = chip_of(on.chip)
@@ -244,7 +244,7 @@ def explore(
 
 
 def _data(inputs: Inputs, judge: Judge, seed: int) -> Any:
-    from lessen.analog.subject import Data
+    from lessen.analog.run.subject import Data
 
     judged: dict[str, Any] = {"eval": judge.eval, "evaluate": judge.evaluate, "better": judge.better}
     return Data(inputs.calibration, inputs.batches, windows=judge.windows, length=judge.length, seed=seed, **judged)

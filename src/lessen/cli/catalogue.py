@@ -59,7 +59,7 @@ def draw(folder: Path, format: str, to: Path | None) -> tuple[Path | None, str]:
 
 def _draw_analog(record: Path, format: str, to: Path | None) -> tuple[Path | None, str]:
     """The page of a run on an analog chip."""
-    from lessen.analog.record import AnalogRun
+    from lessen.analog.run.record import AnalogRun
     from lessen.report.analog import html
 
     if format != "html":

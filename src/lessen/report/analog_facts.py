@@ -1,6 +1,6 @@
 """What a run on an analog chip says, worked out once for page and terminal: headline, four numbers, rows of tables.
 
-A run is the JSON object that `lessen.analog.record` writes. Nothing here measures; what a run lacks is an empty table.
+A run is the JSON object that `lessen.analog.run.record` writes. Nothing here measures; what a run lacks is an empty table.
 """
 
 from collections.abc import Mapping

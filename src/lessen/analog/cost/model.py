@@ -30,8 +30,8 @@ from lessen.analog.cost.digital import Digital
 from lessen.analog.cost.place import place
 from lessen.analog.cost.result import Area, Baseline, Cost, Energy, LayerCost
 from lessen.analog.cost.tile import interval_ns, loading_pj, tile_area, tile_energy, transport_energy, vector_ns
-from lessen.analog.layer import matrix
 from lessen.analog.mapping import Mapped, Split
+from lessen.analog.tiles.layer import matrix
 from lessen.core.strict import strict
 from lessen.errors import LessenError, UsageError, nearest
 

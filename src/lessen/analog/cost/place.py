@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from lessen.analog.chip import Chip
 from lessen.analog.cost.count import LayerShape
-from lessen.analog.crossbar import layout
+from lessen.analog.tiles.crossbar import layout
 
 
 @dataclass(frozen=True)

@@ -24,8 +24,8 @@ from lessen.analog.cost.components import DRAM_PJ_A_BIT, Technology, cell_read_p
 from lessen.analog.cost.count import LayerShape
 from lessen.analog.cost.place import Place, place
 from lessen.analog.cost.result import Area, Energy
-from lessen.analog.crossbar import cut, layout, scales
 from lessen.analog.devices.sram import SramCell
+from lessen.analog.tiles.crossbar import cut, layout, scales
 from lessen.errors import UsageError
 
 _UNIT_FF = 1.2  # capacitor of a charge-domain SRAM cell: Valavi et al. 2019, JSSC 54(6)

@@ -32,7 +32,7 @@ from torch import Tensor
 
 from lessen.analog.devices.device import Cells, Device
 from lessen.analog.devices.laws import Spread, between, polynomial
-from lessen.analog.streams import normal
+from lessen.analog.tiles.streams import normal
 from lessen.errors import UsageError
 
 _KELVIN = 8.617333262e-2  # millivolts: k / q

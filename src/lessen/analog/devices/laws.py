@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from lessen.analog.devices.device import Cells, Device
-from lessen.analog.streams import normal
+from lessen.analog.tiles.streams import normal
 
 
 def polynomial(coefficients: Sequence[float], x: Tensor) -> Tensor:

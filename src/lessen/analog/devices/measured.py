@@ -33,7 +33,7 @@ from torch import Tensor
 
 from lessen.analog.devices.device import Cells, Device
 from lessen.analog.devices.laws import decay, polynomial
-from lessen.analog.streams import normal
+from lessen.analog.tiles.streams import normal
 from lessen.errors import UsageError
 
 COLUMNS = ("target_us", "seconds", "conductance_us", "device")

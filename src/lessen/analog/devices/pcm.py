@@ -28,7 +28,7 @@ from torch import Tensor
 
 from lessen.analog.devices.device import Cells, Device
 from lessen.analog.devices.laws import Spread, decay, flicker, polynomial
-from lessen.analog.streams import normal
+from lessen.analog.tiles.streams import normal
 from lessen.errors import UsageError
 
 _LEAST = 1e-7  # x below which logarithms are held

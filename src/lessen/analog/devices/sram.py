@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from lessen.analog.devices.device import Cells, Device
-from lessen.analog.streams import normal
+from lessen.analog.tiles.streams import normal
 from lessen.errors import UsageError
 
 

@@ -10,7 +10,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal, get_origin
 
-from lessen.analog.branches import linears
 from lessen.analog.cost.count import LayerShape
 from lessen.analog.cost.model import cost
 from lessen.analog.mapping import Mapped, Split
@@ -25,6 +24,7 @@ from lessen.analog.robust.nora import NORA
 from lessen.analog.robust.percentile import RangeSearch
 from lessen.analog.robust.remap import Remap
 from lessen.analog.splitting import find_split
+from lessen.analog.tiles.branches import linears
 from lessen.core.apply import apply
 from lessen.core.strict import check_fields
 from lessen.core.tables import Place, construct, hints

@@ -33,13 +33,13 @@ from torch import Tensor, nn
 
 from lessen.analog import mapping
 from lessen.analog.chip import Chip
-from lessen.analog.crossbar import cut, scales
-from lessen.analog.layer import AnalogConv1D, AnalogConv1d, AnalogConv2d, AnalogLinear, matrix
 from lessen.analog.mapping import Split
-from lessen.analog.noise import Injected, Stage
 from lessen.analog.periphery import Dac
-from lessen.analog.rehearsal import Rehearsal, as_rehearsal, check
-from lessen.analog.rehearsed import Rehearsed, RehearsedConv1D, RehearsedConv1d, RehearsedConv2d, RehearsedLinear, recast
+from lessen.analog.tiles.crossbar import cut, scales
+from lessen.analog.tiles.layer import AnalogConv1D, AnalogConv1d, AnalogConv2d, AnalogLinear, matrix
+from lessen.analog.training.noise import Injected, Stage
+from lessen.analog.training.rehearsal import Rehearsal, as_rehearsal, check
+from lessen.analog.training.rehearsed import Rehearsed, RehearsedConv1D, RehearsedConv1d, RehearsedConv2d, RehearsedLinear, recast
 from lessen.core.strict import check_fields, strict
 from lessen.errors import UsageError
 

@@ -14,11 +14,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lessen.analog.chip import Chip
-from lessen.analog.judges import output_of
 from lessen.analog.mapping import Mapped, Split
 from lessen.analog.mapping import map as put
-from lessen.analog.rehearsal import Rehearsal
-from lessen.analog.subject import Subject, batches_of
+from lessen.analog.run.judges import output_of
+from lessen.analog.run.subject import Subject, batches_of
+from lessen.analog.training.rehearsal import Rehearsal
 from lessen.core.event import Listener
 from lessen.core.strict import check_fields
 from lessen.errors import UsageError

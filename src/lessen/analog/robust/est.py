@@ -27,12 +27,12 @@ from torch import Tensor, nn
 
 from lessen.analog import mapping
 from lessen.analog.chip import Chip
-from lessen.analog.crossbar import Moment
-from lessen.analog.layer import AnalogConv1D, AnalogConv1d, AnalogConv2d, AnalogLinear, Tiles, matrix
 from lessen.analog.mapping import Split
-from lessen.analog.noise import Programmed, Stage
-from lessen.analog.rehearsal import Clipped, Rehearsal, as_rehearsal
-from lessen.analog.rehearsed import recast
+from lessen.analog.tiles.crossbar import Moment
+from lessen.analog.tiles.layer import AnalogConv1D, AnalogConv1d, AnalogConv2d, AnalogLinear, Tiles, matrix
+from lessen.analog.training.noise import Programmed, Stage
+from lessen.analog.training.rehearsal import Clipped, Rehearsal, as_rehearsal
+from lessen.analog.training.rehearsed import recast
 from lessen.core.strict import strict
 
 

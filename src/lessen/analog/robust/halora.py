@@ -16,8 +16,9 @@ training with noise leave the path without is held small. The distance of the tw
     mapped = analog.map(hybrid.model, chip, split=hybrid.split, calibration=batches)
 
 Paper: Wu, Ding, Zhou et al. 2025, HaLoRA, https://arxiv.org/abs/2502.19747 (total loss; the branch on SRAM, the base on RRAM).
-Ours: errors of the chip that is described rather than Gaussian ones alone, converters included, by `lessen.analog.rehearsal`; held-out
-data is scored on noisy chips, so that the state that is kept is the best there. Initial values are those of `lessen.recover.adapters`.
+Ours: errors of the chip that is described rather than Gaussian ones alone, converters included, by
+`lessen.analog.training.rehearsal`; held-out data is scored on noisy chips, so that the state that is kept is the best there.
+Initial values are those of `lessen.recover.adapters`.
 """
 
 from collections.abc import Iterable, Mapping
@@ -28,11 +29,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lessen.analog.branches import Beside, Hybrid, divided, linear, linears, thin
 from lessen.analog.chip import Chip
 from lessen.analog.mapping import Split
-from lessen.analog.noise import Injected, Programmed
-from lessen.analog.rehearsal import rehearse
+from lessen.analog.tiles.branches import Beside, Hybrid, divided, linear, linears, thin
+from lessen.analog.training.noise import Injected, Programmed
+from lessen.analog.training.rehearsal import rehearse
 from lessen.core.strict import check_fields
 from lessen.errors import UsageError
 from lessen.recover.adapters import Adapters, Delta

@@ -30,8 +30,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from lessen.analog.branches import Beside, Hybrid, Pair, divided, linear, linears, thin
-from lessen.analog.streams import stream
+from lessen.analog.tiles.branches import Beside, Hybrid, Pair, divided, linear, linears, thin
+from lessen.analog.tiles.streams import stream
 from lessen.core.edit import Factor
 from lessen.core.modules import block_lists, evaluating, heard
 from lessen.core.strict import check_fields

@@ -30,9 +30,9 @@ from torch import nn
 
 from lessen.analog.chip import Chip
 from lessen.analog.mapping import Split
-from lessen.analog.noise import Injected, Programmed
 from lessen.analog.periphery import Adc, Dac
-from lessen.analog.rehearsal import Clipped, Rehearsal, rehearse
+from lessen.analog.training.noise import Injected, Programmed
+from lessen.analog.training.rehearsal import Clipped, Rehearsal, rehearse
 from lessen.core.strict import check_fields, strict
 from lessen.errors import UsageError
 from lessen.recover.losses import Logits

@@ -25,9 +25,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lessen.analog.branches import linears, thin
 from lessen.analog.chip import Chip
 from lessen.analog.mapping import map as put
+from lessen.analog.tiles.branches import linears, thin
 from lessen.core.apply import apply
 from lessen.core.edit import Edit, Replace
 from lessen.core.modules import evaluating, heard, plain_experts

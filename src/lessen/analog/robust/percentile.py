@@ -23,10 +23,10 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from lessen.analog.crossbar import over_tiles, pieces, scales
-from lessen.analog.layer import Tiles, matrix
-from lessen.analog.listening import listen
 from lessen.analog.mapping import Mapped
+from lessen.analog.tiles.crossbar import over_tiles, pieces, scales
+from lessen.analog.tiles.layer import Tiles, matrix
+from lessen.analog.tiles.listening import listen
 from lessen.core.modules import evaluating
 from lessen.core.strict import check_fields
 from lessen.errors import LessenError, UsageError

@@ -27,12 +27,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lessen.analog.arrangement import Arrangement, as_it_is
 from lessen.analog.chip import Chip
-from lessen.analog.crossbar import cut, pieces, scales, stuck
-from lessen.analog.layer import Tiles, matrix
-from lessen.analog.listening import listen
 from lessen.analog.mapping import Mapped
+from lessen.analog.tiles.arrangement import Arrangement, as_it_is
+from lessen.analog.tiles.crossbar import cut, pieces, scales, stuck
+from lessen.analog.tiles.layer import Tiles, matrix
+from lessen.analog.tiles.listening import listen
 from lessen.core.event import Event, Listener
 from lessen.core.strict import check_fields
 from lessen.errors import UsageError

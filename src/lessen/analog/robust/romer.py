@@ -27,8 +27,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from lessen.analog.experts import AnalogRouter, is_pack, is_router
 from lessen.analog.mapping import Mapped
+from lessen.analog.tiles.experts import AnalogRouter, is_pack, is_router
 from lessen.core.apply import apply
 from lessen.core.edit import Edit, Replace
 from lessen.core.modules import evaluating, heard

@@ -19,8 +19,8 @@ from torch import Tensor
 from lessen.analog.chip import Chip
 from lessen.analog.devices.device import Device
 from lessen.analog.encoding import Plane
-from lessen.analog.resistance import effective
-from lessen.analog.streams import normal, stream
+from lessen.analog.tiles.resistance import effective
+from lessen.analog.tiles.streams import normal, stream
 
 _AT_ONCE = 2**18  # weights that are made into conductances at one time; about ten copies of them exist meanwhile
 

@@ -15,11 +15,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lessen.analog import execute
-from lessen.analog.arrangement import Arrangement
 from lessen.analog.chip import Chip
-from lessen.analog.crossbar import Crossbar, Layout, Moment, joined, layout, over_tiles, pieces, realise, scales
-from lessen.analog.execute import Numbers, Ranges
+from lessen.analog.tiles import execute
+from lessen.analog.tiles.arrangement import Arrangement
+from lessen.analog.tiles.crossbar import Crossbar, Layout, Moment, joined, layout, over_tiles, pieces, realise, scales
+from lessen.analog.tiles.execute import Numbers, Ranges
 from lessen.errors import LessenError
 
 _SAMPLES = 2**20  # magnitudes from which a quantile is taken
@@ -291,7 +291,7 @@ class _AnalogConv(nn.modules.conv._ConvNd):
     def _convolved(self, codes: Tensor, matrix: Tensor) -> Tensor:
         """A convolution whose kernel is given as `group row column`."""
         kernel = matrix.to(codes.dtype).transpose(1, 2).reshape(self.weight.shape)
-        return self._conv_forward(codes, kernel, None)  # pyright: ignore[reportAttributeAccessIssue]
+        return self._conv_forward(codes, kernel, None)
 
 
 class AnalogConv2d(_AnalogConv, nn.Conv2d):

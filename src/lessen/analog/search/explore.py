@@ -21,10 +21,10 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from lessen.analog.change import changed, known_field
 from lessen.analog.chip import Chip
 from lessen.analog.cost.result import Cost
-from lessen.analog.trials import Quality, Range, Search, Space, Task, check_same, finished, label, quiet, run, study_of
+from lessen.analog.search.change import changed, known_field
+from lessen.analog.search.trials import Quality, Range, Search, Space, Task, check_same, finished, label, quiet, run, study_of
 from lessen.core.event import Listener
 from lessen.core.strict import strict
 from lessen.errors import UsageError

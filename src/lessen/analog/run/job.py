@@ -4,7 +4,7 @@
     run = priced("smollm2-135m", "pcm-hermes")                                            # energy, latency, area
     run = searched(model, "pcm-hermes", {"adc.bits": [5, 6, 7, 8]}, Search(trials=16))    # which chip?
 
-Making networks robust is a run too: `analog.robust.job`. What `lessen analog` does is here and there; the command line adds nothing.
+Making networks robust is a run too: `analog.run.hardening`. What `lessen analog` does is here and there; the command line adds nothing.
 """
 
 import time
@@ -24,12 +24,12 @@ from lessen.analog.cost.count import LayerShape, language_layers, layers
 from lessen.analog.cost.model import cost
 from lessen.analog.cost.result import Cost
 from lessen.analog.described import chip_of, derived
-from lessen.analog.explore import Exploration, Search, Space, explore
 from lessen.analog.mapping import Mapped
 from lessen.analog.mapping import map as put
-from lessen.analog.record import AnalogRun, claim, placed, quality, write
+from lessen.analog.run.record import AnalogRun, claim, placed, quality, write
+from lessen.analog.run.subject import Data, Subject, bare, subject
+from lessen.analog.search.explore import Exploration, Search, Space, explore
 from lessen.analog.simulation import simulate
-from lessen.analog.subject import Data, Subject, bare, subject
 from lessen.core.event import Listener
 from lessen.core.strict import strict
 from lessen.environment import command, environment

@@ -19,8 +19,8 @@ import torch
 from torch import Tensor
 
 from lessen.analog.chip import Chip
-from lessen.analog.crossbar import Crossbar, Layout
-from lessen.analog.resistance import far, lost_share
+from lessen.analog.tiles.crossbar import Crossbar, Layout
+from lessen.analog.tiles.resistance import far, lost_share
 
 _WIDENED = 4096  # columns of a matrix in half precision that are widened at one time
 

@@ -16,7 +16,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from lessen.analog.judges import Asked, Evaluate, Metric, OnBatches, OnText
+from lessen.analog.run.judges import Asked, Evaluate, Metric, OnBatches, OnText
 from lessen.core.modules import evaluating
 from lessen.core.strict import check_fields
 from lessen.errors import LessenError, UsageError, one_line

@@ -17,9 +17,9 @@ from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
 from typing import Any, Literal
 
-from lessen.analog.change import changed
 from lessen.analog.chip import Chip
 from lessen.analog.cost.result import Cost
+from lessen.analog.search.change import changed
 from lessen.core.event import Event, Listener
 from lessen.core.strict import check_fields
 from lessen.errors import LessenError, UsageError, one_line

@@ -7,10 +7,10 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from lessen.analog import execute
 from lessen.analog.chip import Chip
-from lessen.analog.crossbar import Layout, Moment
-from lessen.analog.layer import Tiles
+from lessen.analog.tiles import execute
+from lessen.analog.tiles.crossbar import Layout, Moment
+from lessen.analog.tiles.layer import Tiles
 from lessen.core.strict import check_fields
 from lessen.errors import UsageError
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
-from lessen.analog.attention import _linear
+from lessen.analog.tiles.attention import _linear
 
 
 class AnalogExperts(nn.Module):

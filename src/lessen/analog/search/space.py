@@ -18,11 +18,11 @@ from pathlib import Path
 from typing import Any
 
 from lessen.analog import chipfile
-from lessen.analog.change import known_field
 from lessen.analog.chip import Array, Chip
 from lessen.analog.chipfile import kinds_of
 from lessen.analog.devices.device import Device
-from lessen.analog.trials import Range, Space
+from lessen.analog.search.change import known_field
+from lessen.analog.search.trials import Range, Space
 from lessen.core.tables import Place, coerce, construct, hints
 from lessen.errors import UsageError, nearest
 from lessen.recipe import call

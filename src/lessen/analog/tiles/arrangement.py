@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lessen.analog.crossbar import Crossbar
+from lessen.analog.tiles.crossbar import Crossbar
 
 
 @dataclass(frozen=True)

@@ -8,17 +8,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from lessen.analog.chip import Chip
 from lessen.analog.described import chip_of
-from lessen.analog.job import CONTEXT, Model, check, costs_of, fill, finished, name_of, started, timed
 from lessen.analog.mapping import Split
-from lessen.analog.record import AnalogRun, quality
 from lessen.analog.robust.applied import named, parse
 from lessen.analog.robust.case import Case, Training
+from lessen.analog.run.job import CONTEXT, Model, check, costs_of, fill, finished, name_of, started, timed
+from lessen.analog.run.record import AnalogRun, quality
+from lessen.analog.run.subject import Data, subject
 from lessen.analog.simulation import simulate
-from lessen.analog.subject import Data, subject
 from lessen.core.event import Listener
 from lessen.core.strict import strict
 from lessen.errors import LessenError, UsageError
@@ -80,15 +78,9 @@ def hardened(
         run.costs, run.context = costs_of(replace(network, model=case.model), mapped, CONTEXT)
     except LessenError as error:
         run.notes.append(f"What it costs is not told: {error}.")
-    if folder is not None and _differ(case):
+    if folder is not None and case.changed:
         run.notes.append(_kept(case, folder))
     return finished(run, out)
-
-
-def _differ(case: Case) -> bool:
-    """Whether there are weights to keep: a method asked for its own and made something of them."""
-    before, after = case.network.model.state_dict(), case.model.state_dict()
-    return case.changed and (list(before) != list(after) or any(not torch.equal(before[name], after[name]) for name in before))
 
 
 def _kept(case: Case, folder: Path) -> str:

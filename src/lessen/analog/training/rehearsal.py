@@ -36,10 +36,10 @@ from torch import nn
 
 from lessen.analog import mapping
 from lessen.analog.chip import Chip
-from lessen.analog.layer import matrix
 from lessen.analog.mapping import Mapped, Split
-from lessen.analog.noise import Injected, Programmed, Stage
-from lessen.analog.rehearsed import on_stage
+from lessen.analog.tiles.layer import matrix
+from lessen.analog.training.noise import Injected, Programmed, Stage
+from lessen.analog.training.rehearsed import on_stage
 from lessen.core.event import Listener
 from lessen.core.modules import evaluating
 from lessen.core.strict import strict

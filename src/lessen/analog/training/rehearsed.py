@@ -6,11 +6,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lessen.analog import execute
-from lessen.analog.crossbar import cut, scales
-from lessen.analog.layer import AnalogConv1D, AnalogConv1d, AnalogConv2d, AnalogLinear, Tiles, matrix
-from lessen.analog.noise import Stage
-from lessen.analog.straight import driven, read
+from lessen.analog.tiles import execute
+from lessen.analog.tiles.crossbar import cut, scales
+from lessen.analog.tiles.layer import AnalogConv1D, AnalogConv1d, AnalogConv2d, AnalogLinear, Tiles, matrix
+from lessen.analog.training.noise import Stage
+from lessen.analog.training.straight import driven, read
 from lessen.errors import LessenError
 
 

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from lessen.analog.layer import kind_of
 from lessen.analog.mapping import Split
+from lessen.analog.tiles.layer import kind_of
 from lessen.errors import UsageError, nearest
 
 

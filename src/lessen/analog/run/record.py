@@ -6,8 +6,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from lessen.analog.judges import Metric
 from lessen.analog.mapping import Mapped
+from lessen.analog.run.judges import Metric
 from lessen.analog.simulation import Simulation, spell
 from lessen.errors import LessenError, UsageError
 

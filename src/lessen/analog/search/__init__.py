@@ -1,0 +1,1 @@
+"""Which chip? Spaces of designs, and the search for those that nothing else beats."""

@@ -1,0 +1,1 @@
+"""Training a network for a chip: a twin in which every batch meets another chip."""
