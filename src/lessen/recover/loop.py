@@ -14,16 +14,19 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from lessen.core.event import Listener
 from lessen.core.modules import as_it_was
 from lessen.core.strict import strict
 from lessen.errors import UsageError
-from lessen.recover.objective import Call, call
+from lessen.recover.modules import seeded, training_modes
+from lessen.recover.objective import Call, Objective, call
 from lessen.recover.options import Options
-from lessen.recover.order import fingerprint
+from lessen.recover.order import fingerprint, moved
 from lessen.recover.ranks import Ranks, joined
+from lessen.recover.samples import samples_of, student_of
 from lessen.recover.storage import Storage
 from lessen.recover.training import Session, Training
 
@@ -52,7 +55,7 @@ class Recovered:
 
 @strict(Options)
 def recover(
-    student: nn.Module,
+    student: Any,
     teacher: nn.Module | None,
     data: Any,
     heldout: Any = None,
@@ -66,10 +69,11 @@ def recover(
     """Train a student until it is as good again as it gets in the given time.
 
     Args:
-        student: the model to train, in place. Any module; its parameters need not require gradients.
+        student: the model to train, in place: any module (its parameters need not require gradients), or what `lessen.prune` gave.
         teacher: the original; None for losses that look at no teacher.
-        data: samples: a tensor whose rows are samples (token ids "windows seq"), or anything with a length and an index, whose samples
-            are tensors, pairs (input, label) or dicts of keyword arguments.
+        data: a tensor whose rows are samples (token ids "windows seq"); samples that are tensors, pairs (input, label) or dicts of
+            keyword arguments, in anything with a length and an index; or mini-batches of them, as for `lessen.prune`, a `DataLoader`
+            or a generator: see `lessen.recover.samples`.
         heldout: samples of the same kind that are never trained on; None: no early stop and no guard against overfitting.
         options: settings; several of them are phases, one after the other, each with its own losses and best state.
         run: how to run a model on a batch; see `lessen.recover.objective.call`.
@@ -78,7 +82,7 @@ def recover(
         settings: fields of `Options`, instead of `options`.
 
     Raises:
-        UsageError: settings that make no sense, fewer samples than a step takes, a work directory of another run.
+        UsageError: settings that make no sense, no samples, student and teacher swapped, a work directory of another run.
         LessenError: a loss that is no number (the student then has its best state so far).
 
     >>> import torch
@@ -93,8 +97,12 @@ def recover(
     if options is None:
         options = Options(**settings)
     phases = [options] if isinstance(options, Options) else list(options)
+    if not phases:
+        raise UsageError("recover", got="no phases", wanted="one at least")
+    student = student_of(student, teacher)
     device = next(student.parameters()).device
     with joined(device) as ranks, as_it_was(*filter(None, (student, teacher))):
+        data, heldout = _samples(phases, student, teacher, data, heldout, run, device)
         _check(phases, data, ranks)
         work = None if work is None or not ranks.first else Path(work)
         session = Session(student, teacher, data, heldout, run, ranks, on_event, device)
@@ -124,9 +132,21 @@ def _phases(session: Session, phases: Sequence[Options], storage: Storage | None
     return Recovered(model, session.history, session.before, training.best, session.steps, session.seconds, training.stopped or "")
 
 
+def _samples(phases: Sequence[Options], student: nn.Module, teacher: nn.Module | None, *rest: Any) -> tuple[Any, Any]:
+    """Training and held-out data by sample; the models may be asked for the losses of the first item."""
+    data, heldout, run, device = rest
+
+    def accepts(batch: Any) -> None:
+        training_modes(student, teacher, norms=False)
+        with torch.no_grad(), seeded(0):
+            objective = Objective(phases[0].losses, teacher, run, head=False)
+            objective.counts(batch)
+            objective.sums(student, moved(batch, device))
+
+    return samples_of(data, accepts), None if heldout is None else samples_of(heldout, accepts)
+
+
 def _check(phases: Sequence[Options], data: Any, ranks: Ranks) -> None:
-    if not phases:
-        raise UsageError("recover", got="no phases", wanted="one at least")
     if len({options.shard for options in phases}) > 1:
         raise UsageError("recover", got="phases with and without shard", wanted="one of the two")
     for options in phases:
