@@ -47,7 +47,8 @@ def main(arguments: list[str] | None = None) -> int:
     if options.json:
         write(options.json, data)
     for goal in goals:
-        verdict = {None: "not measured", True: "met", False: "MISSED"}[goal.met]
+        unknown = "not measured" if goal.value == "not measured" else "told"
+        verdict = {None: unknown, True: "met", False: "MISSED"}[goal.met]
         print(f"{verdict:12} {goal.name}: {goal.value} (to reach {goal.target})")
     return 0
 

@@ -86,14 +86,31 @@ def sizes(model: nn.Module) -> dict[str, float]:
     return {"parameters": float(sum(p.numel() for p in own)), "bytes": float(sum(p.numel() * p.element_size() for p in own))}
 
 
+TURNS = 5
+
+
 def timed(model: nn.Module, smaller: nn.Module, example: Any, before: dict[str, float], after: dict[str, float]) -> list[str]:
-    """Measure a forward of both, taking turns; a plain word if nothing was won."""
+    """Measure a forward of both, taking turns; a plain word where nothing was won, or nothing that the turns agree on."""
     device = next(model.parameters()).device
     with evaluating(model, smaller):
-        both = [(measured(caller(model, example), device), measured(caller(smaller, example), device)) for _ in range(3)]
+        both = [(measured(caller(model, example), device), measured(caller(smaller, example), device)) for _ in range(TURNS)]
     before["milliseconds"], after["milliseconds"] = (median(times) for times in zip(*both, strict=True))
-    dense, now = before["milliseconds"], after["milliseconds"]
-    if now < 0.97 * dense or before["parameters"] == after["parameters"]:
+    return [] if before["parameters"] == after["parameters"] else verdict(both)
+
+
+def verdict(both: Sequence[tuple[float, float]]) -> list[str]:
+    """What pairs of milliseconds, dense and smaller, say; nothing where every pair says that the smaller one is faster.
+
+    >>> verdict([(10.0, 5.0), (11.0, 6.0), (10.0, 5.5)])
+    []
+    >>> print(verdict([(10.0, 9.0), (9.0, 10.0), (10.0, 9.5)])[0].partition(";")[0])
+    Not measurably faster here: a forward took 9.5 ms (9 to 10), before 10 ms (9 to 10)
+    """
+    dense, now = zip(*both, strict=True)
+    told = ", before ".join(f"{median(times):.3g} ms ({min(times):.3g} to {max(times):.3g})" for times in (now, dense))
+    if all(b < 0.97 * a for a, b in both):
         return []
+    overlapping = min(now) < max(dense)
+    said = "Not measurably faster here" if overlapping else "The smaller model is not faster here"
     tip = "narrower layers win little where a forward waits for memory or for small kernels; a multiple of 8 (64 on a GPU) may help"
-    return [f"The smaller model is not faster here: {now:.3g} ms a forward, before {dense:.3g} ms; {tip}, or dropping whole layers."]
+    return [f"{said}: a forward took {told}; {tip}, or dropping whole layers."]
