@@ -96,4 +96,9 @@ def _again(
             raise UsageError(
                 "rounds", got=f"{unit.name}, one of several in a tensor", wanted=wanted, remedy="leave units out: they are traced"
             )
-    return [replace(unit, size=len(kept[unit.name])) if unit.name in kept else unit for unit in chosen]
+    return [_narrowed(unit, len(kept[unit.name])) if unit.name in kept else unit for unit in chosen]
+
+
+def _narrowed(unit: Unit, size: int) -> Unit:
+    """A unit of fewer channels; how long its axes are is no longer known."""
+    return replace(unit, size=size, slices=tuple(replace(part, length=None) for part in unit.slices))

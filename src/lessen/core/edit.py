@@ -148,7 +148,7 @@ def _codes(file: Any, index: int) -> Codes:
 
 
 def _unit_to_json(unit: Unit) -> dict[str, Any]:
-    data = {k: getattr(unit, k) for k in ("name", "kind", "size", "block", "reason", "normed", "complete")}
+    data = {k: getattr(unit, k) for k in ("name", "kind", "size", "block", "reason", "normed", "complete", "among")}
     data["slices"] = [_slice_to_json(s) for s in unit.slices]
     data["sizes"] = dict(unit.sizes)
     data["producer"] = _slice_to_json(unit.producer) if unit.producer else None
@@ -156,7 +156,7 @@ def _unit_to_json(unit: Unit) -> dict[str, Any]:
 
 
 def _slice_to_json(part: Slice) -> list[Any]:
-    return [part.name, part.axis, part.span, part.start, part.repeat, part.stride]
+    return [part.name, part.axis, part.span, part.start, part.repeat, part.stride, part.length]
 
 
 def _unit_from_json(data: dict[str, Any]) -> Unit:

@@ -68,6 +68,7 @@ def trace(
     """
     current = {name: Traced(name, shape, shape) for name, shape in shapes.items()}
     aliases = dict(tied or {})
+    dropped: dict[str, int] = {}
     for edit in _grouped(edits):
         if isinstance(edit, Resize):
             continue
@@ -75,7 +76,9 @@ def trace(
             _cut(current, aliases, edit)
             continue
         if isinstance(edit, Drop):
-            _check_drop(current, edit)
+            list_of = edit.unit.name.rpartition(".")[0]
+            _check_drop(current, edit, dropped.get(list_of, 0))
+            dropped[list_of] = dropped.get(list_of, 0) + 1
             current = {new: traced for name, traced in current.items() if (new := renumbered(name, edit)) is not None}
             moved = {renumbered(alias, edit): renumbered(name, edit) for alias, name in aliases.items()}
             aliases = {alias: name for alias, name in moved.items() if alias is not None and name is not None}
@@ -94,15 +97,22 @@ def trace(
 
 
 def _grouped(edits: Sequence[Edit]) -> Iterator[Edit | tuple[Keep, ...]]:
-    """The edits, with Keeps of complete units that act at once in one tuple; a unit that comes again starts the next."""
+    """The edits, with Keeps of complete units that act at once in one tuple.
+
+    A unit that comes again starts the next, and so does one that was found when an axis had another length: on the smaller model.
+    """
     group: list[Keep] = []
+    lengths: dict[tuple[str, int], int | None] = {}
     for edit in edits:
         joining = edit if isinstance(edit, Keep) and edit.unit.complete else None
-        if group and (joining is None or any(joining.unit == keep.unit for keep in group)):
+        own = {(part.name, part.axis): part.length for part in joining.unit.slices} if joining else {}
+        again = any(joining is not None and joining.unit.name == keep.unit.name for keep in group)
+        if group and (joining is None or again or any(lengths.get(place, length) != length for place, length in own.items())):
             yield tuple(group)
-            group = []
+            group, lengths = [], {}
         if joining is not None:
             group.append(joining)
+            lengths |= own
         else:
             yield edit
     if group:
@@ -202,13 +212,16 @@ def final_name(name: str, edits: Sequence[Edit]) -> str | None:
     return name
 
 
-def _check_drop(names: Iterable[str], drop: Drop) -> None:
-    """Raise unless the drop names a block and another one is left."""
+def _check_drop(names: Iterable[str], drop: Drop, before: int) -> None:
+    """Raise unless the drop names a block and another one is left; `before` is how many of the list are dropped already."""
     prefix, _, gone = drop.unit.name.rpartition(".")
     there = {name[len(prefix) + 1 :].split(".")[0] for name in names if name.startswith(f"{prefix}.")}
     if not gone.isdigit() or gone not in there:
         got, remedy = f"a request to drop it from {len(there)} blocks", "drop the last block first: the ones after a dropped one move up"
         raise LessenError(drop.unit.name, got=got, wanted="a block of the model", remedy=remedy)
+    if drop.unit.among is not None and not len(there) <= drop.unit.among <= len(there) + before:
+        got, wanted = f"{len(there)} blocks", f"{drop.unit.among}, as in the model that was planned for"
+        raise LessenError(prefix, got=got, wanted=wanted, remedy="plan again on this model")
     if there == {gone}:
         raise LessenError(drop.unit.name, got="a request to drop the only block that is left", wanted="one block at least to stay")
 
@@ -265,6 +278,9 @@ def _check_keep(name: str, shape: Shape, edit: Keep) -> None:
     if indices[0] < 0 or indices[-1] >= unit.size or bool((indices.diff() <= 0).any()):
         raise LessenError(unit.name, got="indices out of range or order", wanted=f"increasing numbers below {unit.size}")
     for part in unit.slices:
+        if part.name == name and part.axis < len(shape) and part.length not in (None, shape[part.axis]):
+            got, wanted = f"shape {shape}", f"{part.length} indices on axis {part.axis}, as in the model that {unit.name} was found in"
+            raise LessenError(name, got=got, wanted=wanted, remedy="plan again on this model")
         stride = unit.size * part.span if part.stride is None else part.stride
         end = part.start + (part.repeat - 1) * stride + unit.size * part.span
         if part.name == name and part.axis < len(shape) and end > shape[part.axis]:

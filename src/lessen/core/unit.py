@@ -23,6 +23,8 @@ class Slice:
     `start` is other than 0 in fused tensors (`qkv_proj`: queries, then keys, then values), which a unit may name several times. All
     channels may come again `repeat` times at a distance of `stride` indices (one feature of every head), so that the indices of a
     channel are `start + r * stride + channel * span + i`; a stride of None means that one run of channels follows the other.
+    `length` is the size of the whole axis where the slice was found, so that edits are not carried out on another architecture that has
+    the same names; None where nobody looked.
     """
 
     name: str
@@ -31,6 +33,7 @@ class Slice:
     start: int = 0
     repeat: int = 1
     stride: int | None = None
+    length: int | None = field(default=None, compare=False, repr=False)
 
     def indices(self, size: int) -> Tensor:
         """Where the channels of a unit of this size lie: int64, shape "channel index".
@@ -62,6 +65,7 @@ class Unit:
         complete: the slices name every tensor, biases and buffers too, and may cross those of other units (heads and features of heads):
             edits of such units that follow each other act at once.
         floor: channels that must stay at least (as many experts as a router chooses).
+        among: for kind "layer", of how many blocks it is one; None where nobody counted.
     """
 
     name: str
@@ -76,6 +80,7 @@ class Unit:
     chain: tuple[str, ...] = ()
     complete: bool = False
     floor: int = 1
+    among: int | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True)

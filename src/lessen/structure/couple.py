@@ -10,6 +10,7 @@ chain       tensor by tensor, through which operations it is tied to the ones be
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from itertools import pairwise, takewhile
 from math import prod
 
@@ -109,11 +110,18 @@ def experts(dims: Dims) -> tuple[list[Unit], dict[Axis, str]]:
 _BY_NUMBER = {"softmax", "topk", "select", "index", "gather", "scatter", "grouped", "one", "bincount", "histc", "safe"}
 
 
-def layers(residual: Iterable[str], freeze: Sequence[str]) -> list[Unit]:
-    """Blocks whose output is their input plus something."""
+def layers(residual: Iterable[str], freeze: Sequence[str], tensors: Iterable[str]) -> list[Unit]:
+    """Blocks whose output is their input plus something; how many there are is known by the names of all tensors."""
     reason = "adds to the residual stream, so the model runs without it"
     free = [path for path in residual if not any(f"{name}.".startswith(f"{path}.") or f"{path}.".startswith(f"{name}.") for name in freeze)]
-    return [Unit(path, "layer", 1, (), _block(path), reason=reason, complete=True) for path in free]
+    beside: dict[str, set[str]] = {path.rpartition(".")[0]: set() for path in free}
+    for name in tensors:
+        for path, entries in beside.items():
+            if name.startswith(f"{path}."):
+                entries.add(name[len(path) + 1 :].split(".")[0])
+    return [
+        Unit(path, "layer", 1, (), _block(path), reason=reason, complete=True, among=len(beside[path.rpartition(".")[0]])) for path in free
+    ]
 
 
 def vocabulary(dims: Dims) -> list[Unit]:
@@ -155,7 +163,8 @@ def slices_of(tensor: str, dim: int, axis: Axis, leaf: Axis) -> list[Slice]:
     by_span: dict[int, list[int]] = {}
     for start, span in _runs(axis, leaf):
         by_span.setdefault(span, []).append(start)
-    return [part for span, starts in by_span.items() for part in _series(tensor, dim, sorted(starts), span, leaf.size)]
+    parts = [part for span, starts in by_span.items() for part in _series(tensor, dim, sorted(starts), span, leaf.size)]
+    return [replace(part, length=axis.size) for part in parts]
 
 
 def _runs(axis: Axis, leaf: Axis) -> list[tuple[int, int]]:

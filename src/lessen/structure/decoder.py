@@ -13,6 +13,7 @@ Five facts about a decoder block are enough.
 row in `families.FAMILIES`.
 """
 
+from dataclasses import replace
 from typing import get_args
 
 from torch import nn
@@ -44,8 +45,9 @@ def units(checkpoint: Checkpoint, kind: Kind | None = None) -> list[Unit]:
         linears = [f"{path}.{name}" for name, module in block.named_modules() if isinstance(module, nn.Linear)]
         found += [_linear(checkpoint, name, index) for name in linears]
         found += _Block(checkpoint, family, path, index).units() if family else [_lone_input(checkpoint, n, index) for n in linears]
-        found.append(Unit(path, "layer", 1, (), index, reason="adds to the residual stream, so the model runs without it"))
-    found += _embeddings(checkpoint, skeleton, prefix)
+        reason = "adds to the residual stream, so the model runs without it"
+        found.append(Unit(path, "layer", 1, (), index, reason=reason, among=len(blocks)))
+    found = [_measured(checkpoint, unit) for unit in (*found, *_embeddings(checkpoint, skeleton, prefix))]
     if kind is None:
         return found
     if kind in ("ffn", "kv_group") and not any(u.kind == kind for u in found):
@@ -139,6 +141,12 @@ def describe(unit: Unit) -> str:
 def _linear(checkpoint: Checkpoint, name: str, block: int | None) -> Unit:
     weight = f"{name}.weight"
     return Unit(name, "linear", checkpoint.shape(weight)[0], (Slice(weight, 0),), block, reason="the outputs of one linear")
+
+
+def _measured(checkpoint: Checkpoint, unit: Unit) -> Unit:
+    """The unit with the lengths of the axes that it lies in."""
+    parts = tuple(replace(part, length=checkpoint.shape(part.name)[part.axis]) for part in unit.slices)
+    return replace(unit, slices=parts)
 
 
 def _lone_input(checkpoint: Checkpoint, name: str, block: int) -> Unit:

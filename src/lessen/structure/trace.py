@@ -153,10 +153,10 @@ def trace(
     watch.notes |= dict.fromkeys(adopt(model, watch.axes, dims, used))
     agree(watch.axes, watch.sites)
     live = {name: axes for name, axes in dims.items() if name in used}
-    blocks = layers(watch.residual, freeze)
+    parameters = dict(model.named_parameters())
+    blocks = layers(watch.residual, freeze, parameters)
     units, names = couple(watch.axes, live, [block.name for block in blocks])
     packed, of_experts = experts(live)
-    parameters = dict(model.named_parameters())
     # The unused end of a table of positions is no part of the weights.
     units = [unit for unit in units if any(part.name in parameters for part in unit.slices)]
     found = [*units, *packed, *blocks]
