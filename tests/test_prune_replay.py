@@ -43,11 +43,12 @@ def test_a_model_of_other_widths_is_refused(width: int, stored: bool, tmp_path: 
         save_edits(tmp_path / "edits.safetensors", edits)
         edits = load_edits(tmp_path / "edits.safetensors")
     refused(mlp(width), edits, rf"0.weight: got shape \({width}, 4\), wanted 8 indices on axis 0, .*; plan again on this model")
-    assert lessen.apply(mlp(8), edits)[0].out_features == 4  # pyright: ignore[reportIndexIssue]
+    right: Any = lessen.apply(mlp(8), edits)
+    assert right[0].out_features == 4
 
 
 @pytest.mark.parametrize("sizes", [{"intermediate_size": 64}, {"num_key_value_heads": 6}])
-def test_declared_units_know_their_model_too(sizes: dict[str, int]):
+def test_declared_units_know_their_model_too(sizes: Any):
     kind = "ffn" if "intermediate_size" in sizes else "kv_group"
     keeps = [Keep(unit, torch.arange(2)) for unit in units(InMemory(decoder("llama")), kind)]
     refused(decoder("llama", **sizes), keeps, "as in the model that .* was found in; plan again")
@@ -61,7 +62,8 @@ def test_a_deeper_model_is_refused():
     for edits in (traced, declared):
         assert len(edits) == 2
         refused(decoder("llama", num_hidden_layers=4), edits, "model.layers: got 4 blocks, wanted 3, as in the model that was planned for")
-        assert len(lessen.apply(decoder("llama", num_hidden_layers=3), edits).model.layers) == 1  # pyright: ignore[reportArgumentType, reportCallIssue]
+        short: Any = lessen.apply(decoder("llama", num_hidden_layers=3), edits)
+        assert len(short.model.layers) == 1
 
 
 def test_layers_that_do_not_exist_are_named():
@@ -86,4 +88,5 @@ def test_what_a_second_plan_cuts_is_cut_after_the_first():
 
 def test_units_made_by_hand_need_no_lengths():
     unit = Unit("mlp", "channels", 4, (Slice("0.weight", 0), Slice("0.bias", 0), Slice("2.weight", 1)), complete=True)
-    assert lessen.apply(mlp(8), [Keep(unit, torch.arange(2))])[0].out_features == 6  # pyright: ignore[reportIndexIssue]
+    cut: Any = lessen.apply(mlp(8), [Keep(unit, torch.arange(2))])
+    assert cut[0].out_features == 6

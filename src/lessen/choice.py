@@ -21,8 +21,11 @@ from lessen.core.unit import Kind, Unit, View
 from lessen.errors import UsageError, nearest
 from lessen.methods.budget import Budget
 from lessen.methods.ukmp import UKMP
+from lessen.structure.found import Structure
+from lessen.structure.held import why_none
+from lessen.structure.numbers import WITH_WIDTH
 from lessen.structure.resize import expressible
-from lessen.structure.trace import Structure, trace
+from lessen.structure.trace import trace
 
 WIDTHS = ("ffn", "channels", "kv_group", "heads")
 """Kinds of unit that are pruned unless others are asked for: nothing that a norm couples, no head dimensions, whole groups before heads."""
@@ -83,21 +86,20 @@ def choose(model: nn.Module, example: Any, method: Any, given: Given, kinds: Seq
     notes: list[str] = []
     wanted = _kinds(method, kinds)
     if given is None or isinstance(given, Structure):
-        structure = expressible(model, trace(model, example, freeze=frozen) if given is None else given)
+        structure = trace(model, example, freeze=frozen) if given is None else expressible(model, _own(model, given))
         units = _of_kinds(structure, wanted, plain=kinds is None)
     else:
         units, structure = _listed(model, example, given)
         wanted = [unit.kind for unit in units] if kinds is None else wanted
         units = [unit for unit in units if unit.kind in wanted]
-    units = [unit for unit in units if not _frozen(unit, frozen)]
+    found, units = units, [unit for unit in units if not _frozen(unit, frozen)]
     units = _able(model, method, units, notes)
     if not units:
-        asked = "" if kinds is None else f" of kind {' or '.join(kinds)}"
-        remedy = "look at lessen.trace(model, example_inputs): it says what is held, and why"
-        also = [unit.kind for unit in (() if structure is None else structure.units) if unit.kind in (*wanted, "width") and unit.normed]
-        if also and kinds is None:
-            remedy = f"norms look at all that there is as a whole: kinds={list(dict.fromkeys(also))} takes it all the same"
-        raise UsageError(type(method).__name__, got=f"no unit{asked} that it could prune", wanted="one at least", remedy=remedy)
+        if frozen and (found or _of_kinds(trace(model, example), wanted, plain=kinds is None)):
+            got = f"everything that it could prune is frozen by freeze={list(freeze)}"
+            raise UsageError(type(method).__name__, got=got, wanted="one unit at least that is not", remedy="freeze less")
+        raise _nothing(method, structure, wanted, kinds)
+    notes += _told(structure, wanted, units, plain=kinds is None)
     taken, crossed = _disjoint(units, list(dict.fromkeys([*wanted, *(unit.kind for unit in units)])))
     if crossed and not isinstance(given, Structure | None):
         one, other = next(iter(crossed.items()))
@@ -109,6 +111,45 @@ def choose(model: nn.Module, example: Any, method: Any, given: Given, kinds: Seq
         some = f"{len(crossed)} units of kind {' and '.join(left)}"
         notes.append(f"{some} are left whole: others cut the same tensors; prune again for them.")
     return Choice(taken, structure, frozen, notes)
+
+
+def _own(model: nn.Module, structure: Structure) -> Structure:
+    """The structure, if it is one of this model."""
+    tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    for name, axes in structure.dims.items():
+        traced, own = tuple(axis.size for axis in axes), tuple(tensors[name].shape) if name in tensors else None
+        if traced != own:
+            got = f"the structure of another model, in which {name} is {traced}; here it is {own or 'missing'}"
+            remedy = "units=lessen.trace(model, example_inputs)"
+            raise UsageError("units", got=got, wanted="the structure of this one", remedy=remedy)
+    return structure
+
+
+def _nothing(method: Any, structure: Structure | None, wanted: Sequence[str], kinds: Sequence[str] | None) -> UsageError:
+    """Why there is nothing to prune."""
+    where = type(method).__name__
+    asked = "" if kinds is None else f" of kind {' or '.join(kinds)}"
+    also = [unit.kind for unit in (() if structure is None else structure.units) if unit.kind in (*wanted, "width") and unit.normed]
+    if also and kinds is None:
+        remedy = f"norms look at all that there is as a whole: kinds={list(dict.fromkeys(also))} takes it all the same"
+    elif structure is None:
+        remedy = "give others in units="
+    else:
+        there = list(dict.fromkeys(unit.kind for unit in structure.units if unit.kind not in wanted))
+        remedy = why_none(structure, wanted) + (f"; there are units of kind {', '.join(there)}" if there else "")
+    return UsageError(where, got=f"no unit{asked} that it could prune", wanted="one at least", remedy=remedy)
+
+
+def _told(structure: Structure | None, wanted: Sequence[str], units: Sequence[Unit], plain: bool) -> list[str]:
+    """What of the kinds stays whole though it looks like a unit, and what goes with more than its name says, as sentences."""
+    notes: list[str] = []
+    stuck = [unit for unit in (() if structure is None else structure.stuck) if unit.kind in wanted and not (plain and unit.normed)]
+    if stuck:
+        some = ", ".join([*(unit.name for unit in stuck[:3]), *(["..."] if len(stuck) > 3 else [])])
+        notes.append(f"{len(stuck)} unit{'s' * (len(stuck) > 1)} left whole ({some}), as the code cannot say it: {stuck[0].reason}.")
+    if bound := [unit.name for unit in units if WITH_WIDTH in unit.reason]:
+        notes.append(f"Heads of {', '.join(bound[:3])} take their part of the width with them: {WITH_WIDTH}.")
+    return notes
 
 
 def matching(model: nn.Module, freeze: Sequence[str]) -> tuple[str, ...]:
@@ -168,6 +209,7 @@ def _of_kinds(structure: Structure, kinds: Sequence[str], plain: bool) -> list[U
 def _listed(model: nn.Module, example: Any, units: Sequence[Unit]) -> tuple[list[Unit], Structure | None]:
     """Units that were given by hand; those that come from a trace with what else the model's code needs to be told."""
     if not units or not all(unit.complete for unit in units):
+        _fitting(model, units)
         return list(units), None
     traced = trace(model, example)
     own = {_what(unit): unit for unit in (*traced.units, *traced.vocabulary)}
@@ -185,9 +227,22 @@ def _listed(model: nn.Module, example: Any, units: Sequence[Unit]) -> tuple[list
     return found, able
 
 
+def _fitting(model: nn.Module, units: Sequence[Unit]) -> None:
+    """Raise unless declared units lie in tensors of the model, which are as long as they were when the units were found."""
+    tensors = {**dict(model.named_parameters(remove_duplicate=False)), **dict(model.named_buffers(remove_duplicate=False))}
+    for unit in units:
+        for part in unit.slices:
+            shape = tuple(tensors[part.name].shape) if part.name in tensors else ()
+            last = int(part.indices(unit.size).max())
+            if part.axis >= len(shape) or last >= shape[part.axis] or part.length not in (None, shape[part.axis]):
+                got = f"{part.name} of shape {shape}" if shape else f"no tensor {part.name}"
+                wanted = f"{part.length or last + 1} indices on its axis {part.axis}"
+                raise UsageError(f"units: {unit.name}", got=got, wanted=wanted, remedy="declare units of this model")
+
+
 def _what(unit: Unit) -> Any:
     """By what a unit is known again: names depend on what else was found."""
-    return (unit.kind, frozenset(unit.slices) or unit.name)
+    return (unit.kind, unit.size, frozenset(unit.slices) or unit.name)
 
 
 def _frozen(unit: Unit, names: Sequence[str]) -> bool:

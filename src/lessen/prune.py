@@ -34,8 +34,8 @@ from lessen.stats.gradients import Collecting
 from lessen.stats.objectives import Objective
 from lessen.stats.whole import survey
 from lessen.structure.check import check
+from lessen.structure.found import Structure
 from lessen.structure.resize import resizes
-from lessen.structure.trace import Structure
 from lessen.structure.uniform import said
 from lessen.structure.wide import fits
 from lessen.targets.cost import Goal

@@ -23,7 +23,8 @@ from torch import Tensor, nn
 from lessen.core.edit import Edit, Keep, Replace
 from lessen.core.unit import Unit
 from lessen.errors import UsageError
-from lessen.structure.trace import Structure, trace
+from lessen.structure.found import Structure
+from lessen.structure.trace import trace
 from lessen.targets.cost import Goal
 
 _WORDS = {"parameters": "params", "bytes": "bytes", "macs": "macs"}

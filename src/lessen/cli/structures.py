@@ -7,7 +7,7 @@ from lessen.cli.output import emit, say, table
 if TYPE_CHECKING:
     from torch import nn
 
-    from lessen.structure.trace import Structure
+    from lessen.structure.found import Structure
 
 
 def traced(module: "nn.Module", label: str) -> "Structure":

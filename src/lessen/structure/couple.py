@@ -16,6 +16,7 @@ from math import prod
 
 from lessen.core.unit import Kind, Slice, Unit
 from lessen.structure.axes import Axes, Axis, describe, factors, find, leaves
+from lessen.structure.numbers import WITH_WIDTH
 from lessen.structure.zeros import ALIVE
 
 Dims = Mapping[str, Sequence[Axis]]
@@ -54,6 +55,8 @@ def _unit(axes: Axes, dims: Dims, leaf: Axis, at: Sequence[tuple[str, int]], nam
     normed = leaf.marks.get("normed")
     count = len({tensor for tensor, _ in at})
     reason = f"{count} tensor{'s' * (count > 1)} share{'s' * (count == 1)} {_WORDS[kind]}"
+    if kind == "heads" and WITH_WIDTH in leaf.marks:
+        reason += f", and with them the width: {WITH_WIDTH} ({leaf.marks[WITH_WIDTH]})"
     if normed:
         reason += f", which a norm looks at as a whole ({normed})"
     return Unit(

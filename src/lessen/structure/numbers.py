@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 Found = list[tuple[list[int], list[Axis]]]
 """Numbers as they were given, each with the axis that it counts."""
+WITH_WIDTH = "nn.MultiheadAttention wants heads times features of a head to be its embed_dim"
+"""The mark of heads that cannot go without a part of the width."""
 Note = Callable[["Watch", Any, Any, Any], Found]
 """From the watch, the arguments and the result of a call to the numbers in it."""
 
@@ -174,6 +176,7 @@ def _multi_head(watch: "Watch", args: Any, kwargs: Any, out: Any) -> Found:
     pair = watch.axes.factor(inside, args[4])
     if pair:
         watch.values.append(pair[1])  # scores are divided by its root
+        watch.axes.mark(pair[0], WITH_WIDTH)
     return [([args[3]], [width]), *([([args[4]], [pair[0]])] if pair else [])]
 
 

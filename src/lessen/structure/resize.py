@@ -14,8 +14,8 @@ from torch import nn
 from lessen.core.edit import Edit, Keep, Resize
 from lessen.errors import LessenError
 from lessen.structure.axes import Axis, find, leaves
+from lessen.structure.found import Structure
 from lessen.structure.sizes import Attribute, Formula, attributes_in, evaluate, formula_of, holder
-from lessen.structure.trace import Structure
 
 
 @dataclass(frozen=True)
@@ -122,8 +122,11 @@ class Resizer:
         raise self._conflict(equation, after(equation.axis))
 
     def _conflict(self, equation: Equation, wanted: int) -> LessenError:
-        names = ", ".join(f"{a.owner}.{a.key}" for a in dict.fromkeys(attributes_in(equation.formula))) or "a number in the code"
-        got = f"{equation.call} with a size of {equation.before} from {names}, which cannot become {wanted}"
+        names = ", ".join(f"{a.owner}.{a.key}" for a in dict.fromkeys(attributes_in(equation.formula)))
+        got = f"{equation.call} with a size of {equation.before} from {names or 'a number in the code'}, which cannot become {wanted}"
+        if equation.call == "arithmetic":
+            # Of this number the value counts: the scale of attention scores, the mean over a width.
+            got = f"arithmetic with the value {equation.before} of {names or 'a size'}, which would be another after a cut"
         return LessenError(
             equation.module or type(self.model).__name__,
             got=got,
@@ -191,15 +194,16 @@ def resizes(model: nn.Module, structure: Structure, edits: Sequence[Edit]) -> li
 
 
 def expressible(model: nn.Module, structure: Structure) -> Structure:
-    """The structure without units that the model's code cannot express a cut of; they are held, with the call as the reason."""
+    """The structure without units that the model's code cannot express a cut of; they are `stuck`, with the call as the reason."""
     resizer = Resizer(model, structure)
-    units, held = [], dict(structure.held)
+    units, held, stuck = [], dict(structure.held), list(structure.stuck)
     for unit in structure.units:
         try:
             for kept in {max(1, unit.size - 1), max(1, unit.size // 2)}:
                 resizer.solve({unit.name: kept})
         except LessenError as error:
-            held[unit.name] = str(error)
+            held[unit.name] = f"{error.where}: {error.got}"
+            stuck.append(replace(unit, reason=held[unit.name]))
         else:
             units.append(unit)
-    return replace(structure, units=tuple(units), held=held)
+    return replace(structure, units=tuple(units), held=held, stuck=tuple(stuck))

@@ -20,7 +20,6 @@ Afterwards the model is what it was, also if anything failed.
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -28,85 +27,24 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException, FakeTensorMode
 
 from lessen.core.strict import strict
-from lessen.core.unit import Slice, Unit
 from lessen.errors import LessenError, UsageError, nearest, one_line
 from lessen.structure.agree import agree
-from lessen.structure.axes import Axis, describe, find, leaves
+from lessen.structure.axes import Axis, describe, leaves
 from lessen.structure.couple import couple, experts, layers, vocabulary
 from lessen.structure.example import arguments, mapped
+from lessen.structure.found import Structure
+from lessen.structure.resize import expressible
 from lessen.structure.rules import Rule
 from lessen.structure.siblings import adopt
 from lessen.structure.sizes import remembered
 from lessen.structure.state import plain_kernels, untouched
-from lessen.structure.watch import Site, Watch, tensors_in
+from lessen.structure.watch import Watch, tensors_in
 
 FAKE_ABOVE = 20_000_000
 """Parameters from which on a model is traced on fake tensors."""
 
 INTERNAL = ("past_key_values", "cache", "mems", "states", "hidden_states", "attentions", "last_hidden_state", "loss")
 """Ends of the names of outputs that models hand out beside their answer: they are held only if there is nothing else."""
-
-
-@dataclass(frozen=True)
-class Structure:
-    """What `trace` found.
-
-    Attributes:
-        units: everything that can be cut, in the order of the tensors.
-        held: "tensor[dim]" -> why no index of it may go, for dimensions that are held whole.
-        sites: calls that were given sizes as numbers (see `Site`), in order of execution.
-        notes: what was noticed on the way.
-        vocabulary: rows of tables that inputs number, with the rows of the output head: to cut them changes what the caller passes and
-            gets, so they are not among the units.
-        dims: tensor name -> its axes; tied tensors once, by their first name.
-    """
-
-    units: tuple[Unit, ...]
-    held: Mapping[str, str]
-    sites: tuple[Site, ...] = ()
-    notes: tuple[str, ...] = ()
-    vocabulary: tuple[Unit, ...] = ()
-    dims: Mapping[str, tuple[Axis, ...]] = field(default_factory=dict, repr=False)
-    leaves: Mapping[Axis, str] = field(default_factory=dict, repr=False)
-
-    def unit(self, name: str) -> Unit:
-        """The unit of that name."""
-        found = next((u for u in self.units if u.name == name), None)
-        if found is None:
-            raise UsageError("structure", got=f"no unit {name!r}", wanted="a unit", remedy=nearest(name, [u.name for u in self.units]))
-        return found
-
-    def size_after(self, axis: Axis, kept: Mapping[str, int]) -> int:
-        """Size of an axis when units have this many channels left (by name; others are whole)."""
-        root = find(axis)
-        if root.kind == "leaf":
-            return kept.get(self.leaves.get(root, ""), root.size)
-        total = 0 if root.kind == "concat" else 1
-        for part in root.parts:
-            size = self.size_after(part, kept)
-            total = total + size if root.kind == "concat" else total * size
-        return total
-
-    def units_of(self, axis: Axis) -> list[str]:
-        """Names of the units whose channels the axis counts."""
-        return list(dict.fromkeys(self.leaves[leaf] for leaf in leaves(axis) if leaf in self.leaves))
-
-    def __str__(self) -> str:
-        lines: list[str] = []
-        for unit in self.units:
-            lines.append(f"{unit.name}: {unit.kind}, {unit.size} channel{'s' * (unit.size != 1)} ({unit.reason})")
-            lines += [f"  {_place(part)}" for part in unit.slices]
-            lines += [f"  {line}" for line in unit.chain[1:]]
-        lines += [f"held: {place}, since {reason}" for place, reason in self.held.items()]
-        lines += [f"note: {note}" for note in self.notes]
-        return "\n".join(lines)
-
-
-def _place(part: Slice) -> str:
-    again = f", again {part.repeat} times" if part.repeat > 1 else ""
-    again += f" at a distance of {part.stride}" if part.repeat > 1 and part.stride is not None else ""
-    indices = "1 index" if part.span == 1 else f"{part.span} indices"
-    return f"{part.name}[{part.axis}]: {indices} a channel, from {part.start}{again}"
 
 
 @strict()
@@ -161,7 +99,7 @@ def trace(
     units = [unit for unit in units if any(part.name in parameters for part in unit.slices)]
     found = [*units, *packed, *blocks]
     held = {f"{n}[{d}]": reason for n, axes in dims.items() for d, a in enumerate(axes) if (reason := _held(a, n in used))}
-    return Structure(
+    structure = Structure(
         units=tuple(found),
         held=held,
         sites=(*watch.sites, *watch.constants()),
@@ -170,6 +108,7 @@ def trace(
         dims={name: tuple(axes) for name, axes in dims.items()},
         leaves=names | of_experts,
     )
+    return expressible(model, structure)
 
 
 class _NeedsValues(LessenError):

@@ -15,8 +15,8 @@ from lessen.core.edit import Keep
 from lessen.core.stock import stock_config
 from lessen.core.unit import Unit
 from lessen.errors import LessenError
+from lessen.structure.found import Structure
 from lessen.structure.resize import resizes
-from lessen.structure.trace import Structure
 
 
 def said(model: nn.Module, structure: Structure, units: Sequence[Unit]) -> tuple[list[Unit], list[str]]:

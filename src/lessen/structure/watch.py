@@ -322,6 +322,13 @@ _LEAVING = ("numpy", "tolist", "__array__", "__dlpack__")
 """Calls after which nobody can see what becomes of a tensor's values: all of its channels must stay."""
 
 
+def _counting(args: Any) -> bool:
+    """Whether tensors of whole numbers meet sizes of tensors: positions and counts, which after a cut are reckoned anew."""
+    sizes = [value for value in args if isinstance(value, Size)]
+    whole = all(not value.is_floating_point() and not value.is_complex() for value in args if isinstance(value, torch.Tensor))
+    return whole and not any(attribute for value in sizes for attribute in attributes_in(value.formula))
+
+
 class _Calls(TorchFunctionMode):
     """Python calls that are given sizes as numbers."""
 
@@ -342,7 +349,7 @@ class _Calls(TorchFunctionMode):
         if name in _LEAVING and isinstance(args[0], torch.Tensor):
             for axis in self.watch.axes_of(args[0]):
                 self.watch.axes.pin(axis, f"{name} takes its values out of what is traced, in {self.watch.module or 'the model'}")
-        if name in VALUES:
+        if name in VALUES and not _counting(args):
             for value in (*args, *kwargs.values()):
                 if isinstance(value, Size):
                     value.use()
