@@ -20,7 +20,7 @@ from lessen.choice import Choice, choose, method_of, view_of
 from lessen.core.apply import apply
 from lessen.core.edit import Drop, Edit, Keep, Resize
 from lessen.core.event import Event, Listener
-from lessen.core.modules import EXPERTS, evaluating, plain_experts
+from lessen.core.modules import EXPERTS, plain_experts
 from lessen.core.record import Record
 from lessen.core.stock import stock_config
 from lessen.core.strict import strict
@@ -36,6 +36,7 @@ from lessen.stats.whole import survey
 from lessen.structure.check import check
 from lessen.structure.found import Structure
 from lessen.structure.resize import resizes
+from lessen.structure.state import untouched
 from lessen.structure.uniform import said
 from lessen.structure.wide import fits
 from lessen.targets.cost import Goal
@@ -195,7 +196,8 @@ def _prune(model: nn.Module, example: Any, batches: Iterable[Any], wanted: _Want
         edits, smaller = cutting(decided)
     else:
         how = method.collecting(wanted.losses) if hasattr(method, "collecting") else Collecting(wanted.losses)
-        stats, tasks = survey(model, chosen, method.needs, batches, how, wanted.on_event)
+        with untouched(model):
+            stats, tasks = survey(model, chosen, method.needs, batches, how, wanted.on_event)
         views = [view_of(unit, tensors) for unit in chosen]
         notes += method.remarks(views, stats) if isinstance(method, Budget) else []
         edits, smaller = _attempts(cutting, method, views, stats, goal)
@@ -204,7 +206,8 @@ def _prune(model: nn.Module, example: Any, batches: Iterable[Any], wanted: _Want
     before, after = sizes(model), sizes(smaller)
     notes += missed(goal, before, after) or ([] if edits else [NOTHING])
     if goal is not None and goal.cost.name == "macs":
-        before["macs"], after["macs"] = goal.cost.whole, macs(smaller, caller(smaller, example), ()).whole
+        with untouched(smaller):
+            before["macs"], after["macs"] = goal.cost.whole, macs(smaller, caller(smaller, example), ()).whole
     if cutting.renumbered:
         notes.append("Token ids are other ones: a token's id is its place in `kept`; encode text accordingly.")
     elif wanted.prove is not False or (goal is not None and goal.cost.name == "milliseconds"):
@@ -245,7 +248,7 @@ def _experts_as_before(model: nn.Module, smaller: nn.Module, example: Any) -> li
     if not changed:
         return []
     try:
-        with torch.no_grad(), evaluating(smaller):
+        with torch.no_grad(), untouched(smaller):
             caller(smaller, example)()
     except IndexError:  # token ids that are gone say nothing about experts
         return []
@@ -321,7 +324,7 @@ def _attempts(
         return edits, smaller
     wanted = goal
     for _ in range(LATENCY_ATTEMPTS - 1):
-        with evaluating(smaller):
+        with untouched(smaller):
             now = measured(caller(smaller, cutting.example), next(smaller.parameters()).device, enough=1.0)
         if now <= 1.02 * goal.value:
             break
@@ -357,7 +360,7 @@ def _proof(prove: bool | None, choice: Choice, model: nn.Module) -> tuple[bool, 
 def _runs(model: nn.Module, example: Any) -> None:
     """Run the smaller model once."""
     try:
-        with torch.no_grad(), evaluating(model):
+        with torch.no_grad(), untouched(model):
             caller(model, example)()
     except Exception as error:
         remedy = "freeze the module that the message speaks of: lessen.trace(model, example, freeze=[...])"

@@ -7,11 +7,11 @@ from typing import Any
 
 from torch import nn
 
-from lessen.core.modules import evaluating
 from lessen.core.unit import Unit
 from lessen.errors import UsageError
 from lessen.methods.budget import Budget
 from lessen.structure.example import arguments
+from lessen.structure.state import untouched
 from lessen.targets.cost import Cost, Goal, bytes_of, parameters
 from lessen.targets.latency import Latency, Table, measured, preferred_multiple
 from lessen.targets.profile import macs
@@ -63,10 +63,11 @@ def _cost(model: nn.Module, call: Callable[[], Any], units: Sequence[Unit], coun
         case "bytes":
             return bytes_of(shapes, units, {name: p.element_size() for name, p in model.named_parameters()})
         case "macs":
-            return macs(model, call, units)
+            with untouched(model):
+                return macs(model, call, units)
         case _:
             first = next(model.parameters())
-            with evaluating(model):
+            with untouched(model):
                 return Latency(model, call, units, Table(first.device, first.dtype))
 
 
@@ -92,7 +93,7 @@ TURNS = 5
 def timed(model: nn.Module, smaller: nn.Module, example: Any, before: dict[str, float], after: dict[str, float]) -> list[str]:
     """Measure a forward of both, taking turns; a plain word where nothing was won, or nothing that the turns agree on."""
     device = next(model.parameters()).device
-    with evaluating(model, smaller):
+    with untouched(model, smaller):
         both = [(measured(caller(model, example), device), measured(caller(smaller, example), device)) for _ in range(TURNS)]
     before["milliseconds"], after["milliseconds"] = (median(times) for times in zip(*both, strict=True))
     return [] if before["parameters"] == after["parameters"] else verdict(both)

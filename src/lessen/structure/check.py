@@ -25,6 +25,7 @@ from lessen.core.sizes import refresh
 from lessen.errors import LessenError, one_line
 from lessen.structure.example import arguments, mapped
 from lessen.structure.routers import Unchosen
+from lessen.structure.state import untouched
 from lessen.structure.watch import tensors_in
 from lessen.structure.wide import GroupedProducts, WideCasts, widened
 
@@ -236,7 +237,7 @@ def _still_tied(model: nn.Module, smaller: nn.Module) -> None:
 def _run(model: nn.Module, inputs: Any, modes: Callable[[], Sequence[TorchDispatchMode]], where: str) -> list[Tensor]:
     args, kwargs = arguments(mapped(inputs, _widened))
     try:
-        with torch.no_grad(), torch.random.fork_rng(devices=[]), widened(model), ExitStack() as stack:
+        with untouched(model), torch.no_grad(), torch.random.fork_rng(devices=[]), widened(model), ExitStack() as stack:
             # One kernel for a whole layer would hide its norms from `KeptNorms`.
             stack.callback(torch.backends.mha.set_fastpath_enabled, torch.backends.mha.get_fastpath_enabled())
             torch.backends.mha.set_fastpath_enabled(False)

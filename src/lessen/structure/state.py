@@ -45,22 +45,38 @@ def _einops_computes() -> Iterator[None]:
 
 
 @contextmanager
-def untouched(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode, and afterwards every module as it was: training flags, attributes, buffers, hooks, settings."""
-    before = {module: (copy.copy(module.__dict__), _contents(module)) for module in model.modules()}
-    values = {buffer: buffer.clone() for buffer in model.buffers()}
+def untouched(*models: nn.Module) -> Iterator[None]:
+    """Evaluation mode, and afterwards every module as it was: training flags, attributes, buffers, hooks, settings.
+
+    What a forward counts or collects for itself (`self.steps += 1`, a list of losses) is as if it had not run.
+
+    >>> class Counting(nn.Module):
+    ...     seen = ()
+    ...     def forward(self, x):
+    ...         self.seen += (1,)
+    ...         return x
+    >>> model = Counting()
+    >>> with untouched(model):
+    ...     _ = model(torch.zeros(1))
+    >>> model.seen, model.training
+    ((), True)
+    """
+    modules = [module for model in models for module in model.modules()]
+    before = [(module, copy.copy(module.__dict__), _contents(module)) for module in dict.fromkeys(modules)]
+    values = [(buffer, buffer._version, buffer.clone()) for model in models for buffer in model.buffers()]
     try:
-        model.eval()
+        for model in models:
+            model.eval()
         yield
     finally:
-        for module, (attributes, contents) in before.items():
+        for module, attributes, contents in before:
             module.__dict__.clear()
             module.__dict__.update(attributes)
             for held, content in contents:
                 held.clear()
                 held.extend(content) if isinstance(held, list) else held.update(content)
-        for buffer, value in values.items():
-            if buffer._version != value._version and not buffer.is_meta:
+        for buffer, version, value in values:
+            if buffer._version != version and not buffer.is_meta:
                 buffer.copy_(value)
 
 
@@ -69,7 +85,14 @@ def _contents(module: nn.Module) -> list[tuple[Any, Any]]:
 
     A model may change them as it runs for the first time: those of transformers put hooks into their parts, and a flag beside them.
     """
-    attributes = [value for key, value in module.__dict__.items() if key != "_modules"]
-    held = [value for value in attributes if isinstance(value, dict | list | set)]
-    held += [vars(value) for value in attributes if is_configuration(value)]
-    return [(value, copy.copy(value)) for value in held]
+    found: dict[int, Any] = {}
+    open_ones = [value for key, value in module.__dict__.items() if key != "_modules"]
+    while open_ones:
+        value = open_ones.pop()
+        held = vars(value) if is_configuration(value) else value
+        if isinstance(held, dict | list | set) and id(held) not in found:
+            found[id(held)] = held
+            open_ones += held.values() if isinstance(held, dict) else held
+        elif isinstance(held, tuple):
+            open_ones += [item for item in held if isinstance(item, dict | list | set)]
+    return [(held, copy.copy(held)) for held in found.values()]
