@@ -78,3 +78,24 @@ def test_after_a_trace_and_after_a_failure_it_is_as_it_was():
         with pytest.raises(LessenError):
             lessen.prune(model, example, **{"method": Magnitude(), **options})
         assert same(before, state(model))
+
+
+@pytest.mark.parametrize("dim", [0, 1, None])
+def test_a_masked_row_of_a_weight_normalised_layer_is_zero_and_no_nan(dim: int | None):
+    normed = nn.utils.parametrizations.weight_norm
+    model = nn.Sequential(
+        normed(nn.Conv1d(3, 8, 3, padding=1), dim=dim), nn.ReLU(), normed(nn.ConvTranspose1d(8, 6, 3)), nn.ReLU(), nn.Conv1d(6, 2, 1)
+    ).eval()
+    x = torch.randn(2, 3, 9)
+    made = lessen.prune(model, x, method=Magnitude(ratio=0.5), prove=True)
+    masked = lessen.apply(copy.deepcopy(model), made.edits, mode="mask")
+    with torch.no_grad():
+        torch.testing.assert_close(masked(x), made.model(x))  # defaults of float32
+    assert made.kept and masked.get_parameter("0.parametrizations.weight.original1").isfinite().all()
+
+
+def test_what_cannot_be_copied_is_told_in_one_line():
+    with pytest.warns(FutureWarning, match="weight_norm"):
+        model = nn.Sequential(nn.utils.weight_norm(nn.Linear(4, 8)), nn.ReLU(), nn.Linear(8, 2))
+    with pytest.raises(LessenError, match="wanted a model that copy.deepcopy takes; nn.utils.weight_norm leaves such a tensor"):
+        lessen.prune(model, torch.zeros(1, 4), method=Magnitude(ratio=0.5))

@@ -6,7 +6,6 @@
 `lessen compress` does the same for language models on disk, in a recipe with other steps.
 """
 
-import copy
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -20,7 +19,7 @@ from lessen.choice import Choice, choose, method_of, view_of
 from lessen.core.apply import apply
 from lessen.core.edit import Drop, Edit, Keep, Resize
 from lessen.core.event import Event, Listener
-from lessen.core.modules import EXPERTS, plain_experts
+from lessen.core.modules import EXPERTS, copied, plain_experts
 from lessen.core.record import Record
 from lessen.core.stock import stock_config
 from lessen.core.strict import strict
@@ -279,7 +278,7 @@ class _Cutting:
         edits = [*edits, *_counts(self.model, edits)]
         if self.proof and not self.renumbered:
             return edits, check(self.model, edits, self.example)
-        smaller = apply(copy.deepcopy(self.model), edits)
+        smaller = apply(copied(self.model), edits)
         if not self.renumbered:
             _runs(smaller, self.example)
         return edits, smaller

@@ -7,6 +7,9 @@ model touched, with assignments that cannot fail: a model is changed completely 
 zeroing all it holds: it then adds nothing to the residual stream. Both modes of the same edits give the same outputs, which is the
 strongest test of a unit there is.
 
+Weight normalisation writes a row as magnitude times direction, and a direction of zeros has no length: there a mask zeroes the magnitude
+and leaves some direction.
+
 `Factor` is carried out as the dense product u @ v, so that names, shapes and stock loaders hold; a runtime that profits from two thin
 matrices takes them from the edit.
 """
@@ -20,7 +23,7 @@ from torch import Tensor, nn
 
 from lessen.core.config import bias_groups, config_changes, unit_sizes
 from lessen.core.edit import Drop, Edit, Factor, Keep, Quantize, Replace, Resize
-from lessen.core.sizes import groups_left, refresh, resized
+from lessen.core.sizes import groups_left, keep_directions, refresh, resized
 from lessen.core.strict import strict
 from lessen.core.trace import Shape, Traced, kept, renumbered, spoken_of, trace
 from lessen.errors import LessenError, UsageError
@@ -94,6 +97,7 @@ def apply(model: nn.Module, edits: Sequence[Edit], mode: Literal["slice", "mask"
     traced = trace({n: tuple(p.shape) for n, p in stored.items()}, edits, tied, tuple(bias_groups(settings).values()))
     if mode == "mask":
         _assign(model, dict(_masked(stored, traced)))
+        keep_directions(model)
         return model
     changes = config_changes(settings, edits, traced)
     _try(config, changes)

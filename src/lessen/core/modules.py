@@ -1,13 +1,33 @@
 """What is borrowed of a plain module and given back: its mode, its gradients, an ear at its parts; and where its blocks lie."""
 
+import copy
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 from torch import nn
 
+from lessen.errors import LessenError, one_line
+
 Hear = Callable[[str, tuple[Any, ...], Any], None]
 """Called with the name of a module, the positional arguments of a call, and what it returned (None before it ran)."""
+
+
+def copied(model: nn.Module) -> nn.Module:
+    """A copy of a model.
+
+    Raises:
+        LessenError: it holds something that cannot be copied.
+    """
+    try:
+        return copy.deepcopy(model)
+    except Exception as error:
+        remedy = "keep what the message speaks of out of its attributes"
+        if any(hasattr(module, "weight_g") for module in model.modules()):
+            remedy = "nn.utils.weight_norm leaves such a tensor: use nn.utils.parametrizations.weight_norm"
+        raise LessenError(
+            type(model).__name__, got=one_line(error)[:120], wanted="a model that copy.deepcopy takes", remedy=remedy
+        ) from error
 
 
 @contextmanager

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from torch import Tensor, nn
+from torch.nn.utils.parametrize import ParametrizationList
 
 from lessen.core.edit import Edit, Resize
 from lessen.errors import LessenError
@@ -72,6 +73,29 @@ def _refresh_recurrent(module: nn.RNNBase) -> None:
     if weight is not None and (weight.shape[0] // gates, weight.shape[1]) != (module.hidden_size, module.input_size):
         module.hidden_size, module.input_size = weight.shape[0] // gates, weight.shape[1]
     module._flat_weights = [getattr(module, name, None) for name in module._flat_weights_names]
+
+
+def keep_directions(model: nn.Module) -> None:
+    """Give masked rows of weight-normalised layers a direction again: their magnitude is zero, and 0 / 0 would be no number.
+
+    >>> import torch
+    >>> layer = nn.utils.parametrizations.weight_norm(nn.Linear(2, 2, bias=False))
+    >>> for parameter in layer.parameters():
+    ...     _ = parameter.data[0].zero_()
+    >>> keep_directions(layer)
+    >>> layer.weight[0].tolist()
+    [0.0, 0.0]
+    """
+    for module in model.modules():
+        if not isinstance(module, ParametrizationList):
+            continue
+        for norm in module:
+            if type(norm).__name__ == "_WeightNorm":
+                size, direction = module.original0.detach(), module.original1.detach()
+                dim = getattr(norm, "dim", 0)
+                over = [d for d in range(direction.dim()) if dim == -1 or d != dim % direction.dim()]
+                none = (direction == 0).all() if not over or dim == -1 else (direction.abs().amax(over, keepdim=True) == 0)
+                direction[(none & (size == 0)).expand_as(direction)] = 1.0
 
 
 def resized(model: nn.Module, edits: Sequence[Edit]) -> Iterator[tuple[Any, str, Any]]:

@@ -9,7 +9,6 @@ since all that writes to them is. Channels that an activation happens to leave a
 count: so the channels that are left are looked up among those that the cut left in any tensor, and must cover all that are not zero.
 """
 
-import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from typing import Any
@@ -21,6 +20,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from lessen.core.apply import apply
 from lessen.core.edit import Edit
+from lessen.core.modules import copied
 from lessen.core.sizes import refresh
 from lessen.errors import LessenError, one_line
 from lessen.structure.example import arguments, mapped
@@ -177,10 +177,10 @@ def check(model: nn.Module, edits: Sequence[Edit], inputs: Any, tolerance: float
         LessenError: the smaller model does not run, differs, or lost what tied or described its tensors.
     """
     where = type(model).__name__
-    smaller = apply(copy.deepcopy(model), edits)
+    smaller = apply(copied(model), edits)
     described(smaller)
     _still_tied(model, smaller)
-    masked = apply(copy.deepcopy(model), edits, mode="mask")
+    masked = apply(copied(model), edits, mode="mask")
     kept = left_of(_named(masked), _named(smaller))
     worst = _difference(masked, smaller, edits, kept, inputs, [], where)
     if not worst <= tolerance:

@@ -4,7 +4,6 @@ Some widths have no field: the heads of BERT divide its hidden size, so that few
 asked of the code: all units of a kind are cut to the same share, and a configuration is looked for that gives just these shapes.
 """
 
-import copy
 from collections.abc import Sequence
 
 import torch
@@ -12,6 +11,7 @@ from torch import nn
 
 from lessen.core.apply import apply
 from lessen.core.edit import Keep
+from lessen.core.modules import copied
 from lessen.core.stock import stock_config
 from lessen.core.unit import Unit
 from lessen.errors import LessenError
@@ -34,7 +34,7 @@ def said(model: nn.Module, structure: Structure, units: Sequence[Unit]) -> tuple
         keeps = [Keep(unit, torch.arange(max(1, unit.size // 2))) for unit in units if unit.kind == kind and unit.size > 1]
         try:
             edits = resizes(model, structure, keeps)
-            able[kind] = not keeps or stock_config(model, apply(copy.deepcopy(model), edits), edits) is not None
+            able[kind] = not keeps or stock_config(model, apply(copied(model), edits), edits) is not None
         except LessenError:
             able[kind] = False
     name = type(model).__name__
