@@ -219,17 +219,27 @@ def test_ranges_that_nobody_set_are_an_error():
         map(nn.Sequential(nn.Linear(3, 3)), Chip(dac=Dac(8))).program()
 
 
-def test_a_layer_that_calibration_does_not_reach_is_an_error():
-    class Idle(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.used, self.idle = nn.Linear(3, 3), nn.Linear(3, 3)
+class Idle(nn.Module):
+    """A layer whose weight is used, but not through its module, as Mamba's fast path does."""
 
-        def forward(self, x: Tensor) -> Tensor:
-            return self.used(x)
+    def __init__(self):
+        super().__init__()
+        self.used, self.idle = nn.Linear(3, 3), nn.Linear(3, 3)
 
+    def forward(self, x: Tensor) -> Tensor:
+        return self.used(x) @ self.idle.weight
+
+
+@pytest.mark.parametrize("dac", [Dac(8), Dac(8, range="dynamic")], ids=["inputs", "sums"])
+@torch.no_grad()
+def test_a_layer_that_calibration_does_not_reach_stays_digital(dac: Dac):
+    model, x = Idle(), torch.randn(5, 3)
+    mapped = map(model, Chip(dac=dac, adc=Adc(12)), calibration=[x]).program()
+    assert list(mapped.layers) == ["used"] and mapped.digital == {"idle": "calibration gave it no input"}
+    assert type(mapped.model.idle) is nn.Linear and mapped.model.idle.weight is model.idle.weight
+    assert torch.allclose(mapped(x), model(x), atol=0.05)  # converters of 8 and 12 bits
     with pytest.raises(LessenError, match="calibration of idle: got no input"):
-        map(Idle(), Chip(dac=Dac(8)), calibration=[torch.randn(2, 3)])
+        map(model, Chip(dac=dac, adc=Adc(12)), split=["used"], calibration=[x])
 
 
 def test_wrong_requests_are_answered_in_a_line():
@@ -307,3 +317,22 @@ def test_exact_wires_are_what_the_solver_finds():
     conductance = (25.0 * linear.weight / scale[:, None]).t()[None].contiguous()
     current = solve(conductance, x[None], 20.0, 20.0)[0]
     assert torch.allclose(found, current / 25.0 * scale, rtol=1e-4)
+
+
+@pytest.mark.parametrize("encoding", [Differential(), Sliced(8, 4, Offset())], ids=["pair", "slices"])
+@pytest.mark.parametrize("dac", [Dac(8), Dac(4, digit_bits=1)], ids=["whole", "digits"])
+@torch.no_grad()
+def test_convolutions_are_the_same_with_and_without_patches(encoding: Encoding, dac: Dac, monkeypatch: pytest.MonkeyPatch):
+    """Two row tiles of three channels (the last one has two), groups, other borders, strides, one sequence without a batch."""
+    nets = [
+        (nn.Conv2d(5, 6, 3, stride=2, padding=1), torch.randn(3, 5, 9, 9)),
+        (nn.Conv2d(4, 8, (3, 2), groups=2, padding=1, padding_mode="reflect"), torch.randn(2, 4, 6, 6)),
+        (nn.Conv1d(6, 4, 3, dilation=2, padding="same"), torch.randn(6, 11)),
+    ]
+    for net, x in nets:
+        chip = Chip(PCM(), encoding, dac, Adc(6), array=Array(27, 64))
+        mapped = map(nn.Sequential(net.double()), chip, calibration=[x.double()]).program(1)
+        whole = mapped(x.double())
+        with monkeypatch.context() as patch:
+            patch.setattr("lessen.analog.tiles.convolution.run", lambda *_: None)
+            assert torch.allclose(whole, mapped(x.double()), rtol=0, atol=1e-12)  # the same sums in another order

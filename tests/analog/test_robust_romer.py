@@ -25,7 +25,7 @@ def run(model: nn.Module, tokens: torch.Tensor) -> object:
 
 def on_chip(seed: int) -> tuple[nn.Module, Mapped]:
     model = copy.deepcopy(mixture())
-    return model, map(model, CHIP, split=["*embed*", "*mlp.gate"]).program(seed)
+    return model, map(model, CHIP, split=["*embed*"]).program(seed)
 
 
 def agreement(model: nn.Module, tokens: torch.Tensor) -> float:
@@ -37,7 +37,7 @@ def agreement(model: nn.Module, tokens: torch.Tensor) -> float:
 
 def test_opened_experts_and_routers_compute_what_they_did():
     model, tokens = mixture(), sentences(4, 24, 9)
-    mapped = map(model, Chip(), split=["*embed*"]).program()
+    mapped = map(model, Chip(), split=["*embed*", "+*.mlp.gate"]).program()
     assert {f"{g}.scores" for g in GATES} <= set(mapped.layers)
     assert "model.layers.0.mlp.experts.experts.7.down" in mapped.layers
     with torch.no_grad():
@@ -111,4 +111,4 @@ def test_wrong_requests_are_refused():
         ROMER().act(plain, map(plain, Chip()).program(), [])
     model = mixture()
     with pytest.raises(UsageError, match="a digital one"):
-        ROMER().act(model, map(model, Chip(), split=["*embed*"]).program(), [sentences(2, 8, 0)], run)
+        ROMER().act(model, map(model, Chip(), split=["*embed*", "+*.mlp.gate"]).program(), [sentences(2, 8, 0)], run)

@@ -6,13 +6,14 @@
     mapped.model(inputs)            # an ordinary module
 
 The model itself is not touched: the twin is a copy of its modules that shares its parameters, in which linear layers and convolutions are
-replaced by layers on tiles. Which layers stay digital is data (`Split`); what stays digital because nothing here puts it on tiles
-(recurrent layers, transposed convolutions, products of activations) is listed with its reason.
+replaced by layers on tiles. Which layers stay digital is data (`Split`). What stays digital otherwise is listed with its reason: what
+nothing here puts on tiles (recurrent layers, transposed convolutions, products of activations); routers of experts, which are small and
+whose errors send tokens elsewhere; and layers that calibration never reached, whose converters would have no range.
 """
 
 import copy
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -22,13 +23,15 @@ from torch import Tensor, nn
 from lessen.analog.chip import Chip
 from lessen.analog.tiles.attention import AnalogAttention
 from lessen.analog.tiles.crossbar import Moment
-from lessen.analog.tiles.experts import AnalogExperts, AnalogRouter, is_pack, is_router
+from lessen.analog.tiles.experts import AnalogExperts, AnalogRouter, is_pack, is_router, routers_of, siblings
 from lessen.analog.tiles.layer import Tiles, kind_of, matrix, on_tiles
 from lessen.analog.tiles.streams import stream
 from lessen.core.event import Event, Listener
 from lessen.core.modules import evaluating
 from lessen.core.strict import strict
 from lessen.errors import LessenError, UsageError, nearest
+
+NO_INPUT = "calibration gave it no input"
 
 
 @dataclass(frozen=True)
@@ -37,16 +40,40 @@ class Split:
 
     Attributes:
         digital: names of modules, or patterns with *; a name stands for all that lies below it.
+        tiles: likewise, what lies on tiles though it would stay digital by itself: routers of experts.
 
     >>> Split(("lm_head", "*.o_proj")).keeps("model.layers.0.self_attn.o_proj")
     True
+    >>> Split.of(["lm_head", "+*.gate"])
+    Split(digital=('lm_head',), tiles=('*.gate',))
     """
 
     digital: tuple[str, ...] = ()
+    tiles: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, split: "Split | Sequence[str] | None") -> "Split":
+        """A split as it is, or from names and patterns: of what stays digital, or behind a + of what lies on tiles."""
+        if isinstance(split, Split):
+            return split
+        given = tuple(split or ())
+        return cls(tuple(p for p in given if not p.startswith("+")), tuple(p[1:] for p in given if p.startswith("+")))
+
+    def also(self, digital: Iterable[str]) -> "Split":
+        """The same, and more that stays digital."""
+        return replace(self, digital=(*self.digital, *digital))
 
     def keeps(self, name: str) -> bool:
         """Whether a module stays digital."""
-        return any(fnmatchcase(name, p) or fnmatchcase(name, f"{p}.*") for p in self.digital)
+        return _among(name, self.digital)
+
+    def places(self, name: str) -> bool:
+        """Whether a module is put on tiles by name."""
+        return _among(name, self.tiles)
+
+
+def _among(name: str, patterns: Iterable[str]) -> bool:
+    return any(fnmatchcase(name, p) or fnmatchcase(name, f"{p}.*") for p in patterns)
 
 
 @dataclass
@@ -61,6 +88,9 @@ class Mapped:
         store: number type in which programmed tiles are kept between uses; None: that of the weights.
         seed: of the chip instance that is programmed; None before.
         seconds: the moment at which it is looked at.
+        split: as it was asked for.
+        borrowed: layers whose converters have ranges of others, since calibration never reached them, and of which.
+        plain: the digital layers in whose places those on tiles are, by name.
     """
 
     model: nn.Module
@@ -70,6 +100,9 @@ class Mapped:
     store: torch.dtype | None = None
     seed: int | None = None
     seconds: float | None = None
+    split: Split = field(default_factory=Split)
+    borrowed: dict[str, str] = field(default_factory=dict)
+    plain: dict[str, nn.Module] = field(default_factory=dict, repr=False)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         return self.model(*args, **kwargs)
@@ -102,7 +135,11 @@ class Mapped:
         return self
 
     def calibrate(self, batches: Iterable[Any], run: Callable[[nn.Module, Any], Any] | None = None) -> "Mapped":
-        """Set the ranges of all converters from what calibration inputs ask of them; the network computes digitally meanwhile."""
+        """Set the ranges of all converters from what calibration inputs ask of them; the network computes digitally meanwhile.
+
+        An expert that no token has reached takes the widest ranges of the layer's other experts (`borrowed`). Any other layer that no
+        input has reached stays digital (`digital`): there is nothing by which to set its converters.
+        """
         batches, call = list(batches), run or _run
         if not batches:
             raise UsageError("calibration", got="no batch", wanted="at least one")
@@ -120,12 +157,28 @@ class Mapped:
         finally:
             for name in self.layers:
                 self.tiles(name).mode = "run"
-        idle = [name for name in self.layers if passes and self.tiles(name).ranges.input is None and "inputs" in passes]
-        for name in idle:  # a layer that calibration never reached could only guess
-            raise LessenError(
-                f"calibration of {name}", got="no input", wanted="data that reaches the layer", remedy=f"split=Split(digital=({name!r},))"
-            )
+        self._settle([name for name in self.layers if self._lacks(name, passes)], passes)
         return self
+
+    def _lacks(self, name: str, passes: Sequence[str]) -> bool:
+        """Whether calibration has left a layer without a range."""
+        ranges = self.tiles(name).ranges
+        return ("inputs" in passes and ranges.input is None) or ("sums" in passes and ranges.sums is None)
+
+    def _settle(self, idle: Sequence[str], passes: Sequence[str]) -> None:
+        """What becomes of layers that calibration has not reached."""
+        for name in idle:
+            beside = [other for other in siblings(name, self.layers) if other not in idle]
+            if beside:
+                self.borrowed[name] = f"{len(beside)} other experts of its layer"
+                self.tiles(name).ranges.widen([self.tiles(other).ranges for other in beside])
+                continue
+            if len(self.layers) == 1:
+                raise LessenError(f"calibration of {name}", got="no input", wanted="data that reaches a layer on tiles")
+            self.digital[name] = NO_INPUT
+            parent, _, leaf = name.rpartition(".")
+            setattr(self.model.get_submodule(parent), leaf, self.plain[name])
+            del self.layers[name]
 
     @property
     def weights(self) -> tuple[int, int]:
@@ -156,7 +209,7 @@ def map(
     Args:
         model: any module; it stays as it is, and the twin shares its parameters.
         chip: a `Chip`, from a preset or of your own.
-        split: which layers stay digital, by name or pattern.
+        split: which layers stay digital, by name or pattern; behind a +, which routers lie on tiles.
         calibration: batches from which the ranges of the converters are set. Not needed where the chip has none, or states them.
         run: how a model is called with a batch; by default mappings are keywords, sequences positional, all else the one argument.
         store: keep programmed tiles in this type (`torch.float16` halves their memory; its rounding lies far below any device's noise).
@@ -164,40 +217,46 @@ def map(
     Raises:
         UsageError: a pattern that names no layer; a network that does not fit on the chip.
     """
-    if split is not None and not isinstance(split, Split):
-        split = Split(tuple(split))
-    rule = split or Split()
+    rule = Split.of(split)
     _check_names(model, rule)
     parameters = {id(p): p for p in model.parameters()}
     twin = copy.deepcopy(model, dict(parameters))
     layers: dict[str, nn.Module] = {}
     digital: dict[str, str] = {}
-    _open(twin, rule)
+    plain: dict[str, nn.Module] = {}
+    routers = _open(twin, rule)
     for name, module in list(twin.named_modules()):
         if not any(p.dim() > 1 for p in module.parameters(recurse=False)):
             continue
         if rule.keeps(name):
             digital[name] = "kept digital"
+        elif name in routers:
+            digital[name] = "a router of experts stays digital unless the split puts it on tiles"
         elif kind_of(module) is None:
             digital[name] = f"{type(module).__name__} has no analog counterpart"
         else:
-            layers[name] = on_tiles(module, name, chip)
+            layers[name], plain[name] = on_tiles(module, name, chip), module
             parent, _, leaf = name.rpartition(".")
             if not name:
                 twin = layers[name]
             else:
                 setattr(twin.get_submodule(parent), leaf, layers[name])
-    mapped = Mapped(twin, chip, layers, digital, store)
+    mapped = Mapped(twin, chip, layers, digital, store, split=rule, plain=plain)
     if not layers:
         raise UsageError("map", got="no layer for tiles", wanted="linear layers or convolutions that are not kept digital")
     _check_room(mapped)
     return mapped.calibrate(calibration, run) if calibration is not None else mapped
 
 
-def _open(model: nn.Module, rule: Split) -> None:
-    """Attention modules of torch and packs of experts hide their matrices from modules; their counterparts call them."""
+def _open(model: nn.Module, rule: Split) -> set[str]:
+    """Attention modules of torch and packs of experts hide their matrices from modules; their counterparts call them.
+
+    Returns:
+        Names of the routers that stay digital.
+    """
+    routers = {name for name in routers_of(model) if not rule.places(name)}
     for name, module in list(model.named_modules()):
-        if not name or rule.keeps(name):
+        if not name or rule.keeps(name) or name in routers:
             continue
         parent, _, leaf = name.rpartition(".")
         if type(module) is nn.MultiheadAttention:
@@ -206,12 +265,13 @@ def _open(model: nn.Module, rule: Split) -> None:
             setattr(model.get_submodule(parent), leaf, AnalogExperts(module))
         elif is_router(module):
             setattr(model.get_submodule(parent), leaf, AnalogRouter(module))
+    return routers
 
 
 def _check_names(model: nn.Module, rule: Split) -> None:
     names = [name for name, _ in model.named_modules() if name]
-    for pattern in rule.digital:
-        if not any(Split((pattern,)).keeps(name) for name in names):
+    for pattern in (*rule.digital, *rule.tiles):
+        if not any(_among(name, [pattern]) for name in names):
             raise UsageError("split", got=repr(pattern), wanted="a module of the model or a pattern", remedy=nearest(pattern, names))
 
 

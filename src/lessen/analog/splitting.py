@@ -16,7 +16,7 @@ noise of a few chips; the answer holds the limit in any case: what is returned w
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import fmean
 from typing import Any, Literal
 
@@ -106,7 +106,7 @@ def find_split(
         proof = tuple(bench.loss(chip, digital) for chip in range(chips, 2 * chips))
         kept = tuple(name for name, reason in mapped.digital.items() if reason == "kept digital")
         share = sum(value[name] for name in digital) / max(sum(value.values()), 1e-30)
-        split = Split((*kept, *(row.name for row in rows if row.name in digital)))
+        split = replace(mapped.split, digital=(*kept, *(row.name for row in rows if row.name in digital)))
         return FoundSplit(split, loss, proof, search.loss(frozenset()), share, rows, value, bench.evaluations)
     finally:
         bench.close()

@@ -72,7 +72,7 @@ def cost(
         on_tiles, weights = [_lies_on(chip, s) for s in shapes], {name: matrix(layer) for name, layer in chip.layers.items()} | {**weights}
         chip = chip.chip
     else:
-        rule = split if isinstance(split, Split) else Split(tuple(split or ()))
+        rule = Split.of(split)
         _check_split(rule, shapes)
         on_tiles = [s.kind != "products" and not rule.keeps(s.name) for s in shapes]
     analog = [s for s, there in zip(shapes, on_tiles, strict=True) if there]

@@ -6,7 +6,8 @@ column tiles. Groups that are smaller than a tile lie on it block-diagonally, as
     groups on a tile = min(rows // K, columns // N)
 
 A depthwise convolution of 3 x 3 on 512 x 512 cells, with a pair of devices for a weight, so fills 9 of 512 cells of each column and needs a
-conversion for nine products: what makes it expensive on such chips. Layers share no tiles.
+conversion for nine products: what makes it expensive on such chips. Layers share no tiles. Cells between the blocks hold no weight but are
+read with them: their energy counts here; their errors are not part of what a mapped network computes (`tiles.crossbar.Layout`).
 """
 
 from dataclasses import dataclass
@@ -46,8 +47,7 @@ def place(shape: LayerShape, chip: Chip) -> Place:
     encoding, slices = chip.encoding, len(chip.encoding.shifts)
     weights = shape.groups * shape.inputs * shape.outputs
     if shape.groups > 1 and shape.inputs <= rows and shape.outputs <= columns:
-        together = min(rows // shape.inputs, columns // shape.outputs, shape.groups)
-        tiles, row_tiles, column_tiles = -(-shape.groups // together), 1, 1
+        tiles, row_tiles, column_tiles = layout(shape.groups, shape.inputs, shape.outputs, chip).tiles, 1, 1
         mean = shape.groups / tiles  # blocks on a tile
         cells = shape.groups * shape.outputs * mean * shape.inputs
         used = mean * shape.inputs

@@ -93,7 +93,7 @@ def _halora(options: HaLoRA, case: Case) -> None:
     case.divided(hybrid.model, Split())
     inputs = [batch[0] if isinstance(batch, tuple | list) else batch for batch in case.network.calibration]
     found = options.train(hybrid, case.chip, data, held, calibration=inputs, split=case.split, **settings)
-    case.split = Split((*case.split.digital, *hybrid.split.digital))
+    case.split = case.split.also(hybrid.split.digital)
     case.notes.append(f"HaLoRA trained branches of rank {options.rank} beside {len(hybrid.macs)} layers for {found.steps} steps.")
 
 
@@ -132,7 +132,7 @@ def _split(options: AutoSplit, case: Case) -> None:
         seconds=options.seconds, on_event=case.on_event,
     )  # fmt: skip
     chosen = [name for name in found.split.digital if name not in mapped.digital]
-    case.split = Split((*case.split.digital, *chosen))
+    case.split = case.split.also(chosen)
     if case.rehearsal is not None:
         case.rehearsal.split = case.split
     kept = ", ".join(chosen) or "nothing more"

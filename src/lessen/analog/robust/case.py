@@ -116,7 +116,7 @@ class Case:
         if self.rehearsal is not None:
             self.notes.append("Full scales that training had learned are calibrated again, since layers were divided after it.")
             self.rehearsal = None
-        self.model, self.split = model, Split((*self.split.digital, *split.digital))
+        self.model, self.split = model, self.split.also(split.digital)
 
     def data(self) -> tuple[Any, Any]:
         """Samples to train on, and samples to score on."""

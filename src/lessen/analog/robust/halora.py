@@ -122,7 +122,7 @@ class HaLoRA:
             **settings: of `lessen.recover.options.Options`.
         """
         branches = {name: part for name, part in hybrid.model.named_modules() if isinstance(part, Beside)}
-        digital = Split((*hybrid.split.digital, *(split.digital if split else ())))
+        digital = Split.of(split).also(hybrid.split.digital)
         rehearsal = rehearse(
             hybrid.model, chip, noise=self.noise or Programmed(), ranges="calibrated", split=digital, calibration=calibration
         )

@@ -71,6 +71,8 @@ class RangeSearch:
         found: dict[str, float] = {}
         for name, layer in mapped.layers.items():
             tiles, weight = mapped.tiles(name), matrix(layer).detach()
+            if name not in seen and name in mapped.borrowed:
+                continue
             if name not in seen:
                 remedy = f"split=Split(digital=({name!r},))"
                 raise LessenError(f"calibration of {name}", got="no input", wanted="data that reaches the layer", remedy=remedy)

@@ -61,7 +61,7 @@ def hardened(
     run = AnalogRun("robust", methods=[repr(options) for _, options in wanted])
     looks: dict[str, Any] = {"times": times, "chips": range(asked.seed, asked.seed + chips), "on_event": on_event}
     network = subject(model, asked)
-    case = Case(network, network.model, described, Split(tuple(split)), training, asked.seed, on_event)
+    case = Case(network, network.model, described, Split.of(split), training, asked.seed, on_event)
     with timed(run, "before"):
         before = simulate(case.mapped(), network.evaluate, digital=network.model, file=folder and folder / "before.jsonl", **looks)
     with timed(run, "methods"):

@@ -24,7 +24,7 @@ from lessen.analog.cost.count import LayerShape, language_layers, layers
 from lessen.analog.cost.model import cost
 from lessen.analog.cost.result import Cost
 from lessen.analog.described import chip_of, derived
-from lessen.analog.mapping import Mapped
+from lessen.analog.mapping import NO_INPUT, Mapped
 from lessen.analog.mapping import map as put
 from lessen.analog.run.record import AnalogRun, claim, placed, quality, write
 from lessen.analog.run.subject import Data, Subject, bare, subject
@@ -224,6 +224,14 @@ def fill(run: AnalogRun, network: Subject, mapped: Mapped | None, seed: int | No
     run.environment, run.command = environment(seed), command()
     if mapped is not None:
         run.layers, run.digital = placed(mapped), mapped.digital
+        if mapped.borrowed:
+            few = ", ".join(list(mapped.borrowed)[:3]) + (", ..." if len(mapped.borrowed) > 3 else "")
+            run.notes.append(
+                f"Calibration reached {len(mapped.borrowed)} experts with no token ({few}): their converters have the ranges of others."
+            )
+        never = [name for name, why in mapped.digital.items() if why == NO_INPUT]
+        if never:
+            run.notes.append(f"Digital, since calibration gave them no input: {', '.join(never)}.")
         limit, needed = described.system.tiles, mapped.physical_tiles
         if limit is not None and needed > limit:
             run.notes.append(

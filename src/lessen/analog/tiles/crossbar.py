@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from lessen.analog.chip import Chip
-from lessen.analog.devices.device import Device
+from lessen.analog.devices.device import Cells, Device
 from lessen.analog.encoding import Plane
 from lessen.analog.tiles.resistance import effective
 from lessen.analog.tiles.streams import normal, stream
@@ -29,12 +29,16 @@ _AT_ONCE = 2**18  # weights that are made into conductances at one time; about t
 class Layout:
     """How a matrix lies on tiles.
 
+    Groups that are smaller than a tile share it, block-diagonally. Errors of the cells between their blocks, which hold no weight, are not
+    in the sums: whoever does not want them drives the blocks one after the other, at the cost of as many reads.
+
     Attributes:
         groups: independent blocks of the layer (grouped convolution), else 1.
         inputs, outputs: of one group.
         row_tiles: tiles over which the inputs of a group are spread.
         rows: inputs on each of them; the last may have fewer.
         columns: weight columns of a physical tile.
+        together: groups that share a physical tile.
     """
 
     groups: int
@@ -43,6 +47,7 @@ class Layout:
     row_tiles: int
     rows: int
     columns: int
+    together: int = 1
 
     @property
     def column_tiles(self) -> int:
@@ -52,18 +57,14 @@ class Layout:
     @property
     def tiles(self) -> int:
         """Physical tiles of the layer."""
-        return self.groups * self.row_tiles * self.column_tiles
-
-    @property
-    def utilisation(self) -> float:
-        """Share of the weights that the tiles could hold which the layer uses."""
-        return self.groups * self.inputs * self.outputs / self.tiles / self.columns
+        return -(-self.groups // self.together) * self.row_tiles * self.column_tiles
 
 
 def layout(groups: int, inputs: int, outputs: int, chip: Chip) -> Layout:
     """The layout of `groups` matrices of `outputs` x `inputs` on a chip."""
     row_tiles = -(-inputs // chip.array.rows)
-    return Layout(groups, inputs, outputs, row_tiles, -(-inputs // row_tiles), chip.columns)
+    together = max(1, min(chip.array.rows // inputs, chip.columns // outputs, groups))
+    return Layout(groups, inputs, outputs, row_tiles, -(-inputs // row_tiles), chip.columns, together)
 
 
 def cut(weight: Tensor, place: Layout) -> Tensor:
@@ -133,12 +134,19 @@ def pieces(weight: Tensor, place: Layout) -> Iterator[tuple[int, slice, Tensor]]
         yield number, slice(start, start + part.shape[0]), cut(part, replace(place, outputs=part.shape[0]))
 
 
-def realise(scaled: Tensor, chip: Chip, moment: Moment, number: int = 0) -> Crossbar:
-    """Program weights in [-1, 1] (`tile row column`, the piece `number` of a layer) and look at them later."""
+Written = dict[tuple[int, int, int], Cells]
+"""What writing has made of the planes of a piece, by address."""
+
+
+def realise(scaled: Tensor, chip: Chip, moment: Moment, number: int = 0, written: Written | None = None) -> Crossbar:
+    """Program weights in [-1, 1] (`tile row column`, the piece `number` of a layer) and look at them later.
+
+    What writing has made of it is kept in `written`, if given, and taken from there at the next look at the same chip.
+    """
     if not chip.encoding.references:
-        return _part(scaled, chip, moment, (number, 0))
+        return _part(scaled, chip, moment, (number, 0), written)
     parts = scaled.split(chip.columns, -1)  # every physical tile has reference columns of its own
-    return joined([_part(piece, chip, moment, (number, i)) for i, piece in enumerate(parts)])
+    return joined([_part(piece, chip, moment, (number, i), written) for i, piece in enumerate(parts)])
 
 
 def stuck(scaled: Tensor, chip: Chip, chip_seed: int, layer: str, number: int = 0) -> list[tuple[Plane, Tensor]]:
@@ -171,14 +179,14 @@ def joined(parts: list[Crossbar]) -> Crossbar:
     return Crossbar(signed, side_by_side([p.variance for p in parts]), side_by_side([p.shared for p in parts]), both)
 
 
-def _part(scaled: Tensor, chip: Chip, moment: Moment, number: tuple[int, int]) -> Crossbar:
+def _part(scaled: Tensor, chip: Chip, moment: Moment, number: tuple[int, int], written: Written | None) -> Crossbar:
     """A crossbar of some columns."""
     device, slices = chip.device, len(chip.encoding.shifts)
     span = device.g_max - device.g_min
     fresh = chip.reads == "fresh" and moment.seconds is not None
     made = Crossbar(scaled.new_zeros((scaled.shape[0], slices, *scaled.shape[1:])))
     for index, plane in enumerate(chip.encoding.planes(scaled)):
-        g, sigma = _aged(plane, chip, moment, (*number, index))
+        g, sigma = _aged(plane, chip, moment, (*number, index), written)
         made.signed[:, plane.slice] += plane.sign / span * g  # a reference column counts for all columns
         _bend(made, plane, device, g, chip.system.read_v)
         if fresh and sigma is not None:
@@ -186,14 +194,18 @@ def _part(scaled: Tensor, chip: Chip, moment: Moment, number: tuple[int, int]) -
     return made
 
 
-def _aged(plane: Plane, chip: Chip, moment: Moment, address: tuple[int, int, int]) -> tuple[Tensor, Tensor | None]:
+def _aged(plane: Plane, chip: Chip, moment: Moment, address: tuple[int, int, int], written: Written | None) -> tuple[Tensor, Tensor | None]:
     """Conductances of a plane at a moment, wires and frozen noise included, and the standard deviation of reading them."""
     device = chip.device
     target = device.g_min + plane.share * (device.g_max - device.g_min)
     if moment.seconds is None:
         return target, None
     draw = (moment.layer, *address)
-    cells = device.program(target, stream(moment.chip, "program", *draw))
+    cells = None if written is None else written.get(address)
+    if cells is None:
+        cells = device.program(target, stream(moment.chip, "program", *draw))
+        if written is not None:
+            written[address] = cells
     g = device.drifted(cells, moment.seconds)
     g = chip.faults.apply(g, (device.g_min, device.g_max), stream(moment.chip, "faults", *draw))
     sigma = None if chip.reads == "quiet" else device.read_sigma(g, moment.seconds, cells.conductance)

@@ -12,7 +12,7 @@ Noise of a reference column is the same number for all columns of a tile, and is
 Without an ADC nothing happens between the product and the sum, so tiles, slices and digits are one matrix again (`fold`).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -36,6 +36,14 @@ class Ranges:
 
     input: Tensor | None = None
     sums: Tensor | None = None
+
+    def widen(self, others: Sequence["Ranges"]) -> None:
+        """Take what is missing from layers of the same sizes: the widest of theirs."""
+        inputs, sums = ([t for r in others if (t := getattr(r, name)) is not None] for name in ("input", "sums"))
+        if self.input is None and inputs:
+            self.input = torch.stack(inputs).amax(0)
+        if self.sums is None and sums:
+            self.sums = torch.stack(sums).amax(0)
 
 
 @dataclass

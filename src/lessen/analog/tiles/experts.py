@@ -8,6 +8,7 @@ code runs, and the one product with its weight is handed to a layer.
 """
 
 import copy
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -88,3 +89,35 @@ def is_router(module: nn.Module) -> bool:
     """Whether a module chooses experts by one matrix of its own, "expert in"."""
     held = dict(module.named_parameters())
     return set(held) == {"weight"} and held["weight"].dim() == 2 and hasattr(module, "top_k")
+
+
+def routers_of(model: nn.Module) -> set[str]:
+    """Names of what chooses among experts: routers with a matrix of their own, linear layers called `gate` or `router` beside experts."""
+    found = set()
+    for name, module in model.named_modules():
+        if is_router(module):
+            found.add(name)
+        elif hasattr(module, "experts"):
+            beside = {child: part for child in ("gate", "router") if isinstance(part := getattr(module, child, None), nn.Linear)}
+            found |= {f"{name}.{child}" if name else child for child in beside}
+    return found
+
+
+def siblings(name: str, layers: Iterable[str]) -> list[str]:
+    """The same matrix of the other experts of a layer; none if it is no expert's.
+
+    >>> siblings("mlp.experts.3.up", ["mlp.experts.3.up", "mlp.experts.4.up", "mlp.experts.4.down", "mlp.gate"])
+    ['mlp.experts.4.up']
+    """
+    parts = name.split(".")
+    places = [i for i in range(len(parts) - 1) if parts[i] == "experts" and parts[i + 1].isdigit()]
+    if not places:
+        return []
+    place = places[-1] + 1
+
+    def alike(other: str) -> bool:
+        theirs = other.split(".")
+        return len(theirs) == len(parts) and theirs[place].isdigit() and [*theirs[:place], *theirs[place + 1 :]] == rest
+
+    rest = [*parts[:place], *parts[place + 1 :]]
+    return [other for other in layers if other != name and alike(other)]

@@ -16,9 +16,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lessen.analog.chip import Chip
-from lessen.analog.tiles import execute
+from lessen.analog.tiles import convolution, execute
 from lessen.analog.tiles.arrangement import Arrangement
-from lessen.analog.tiles.crossbar import Crossbar, Layout, Moment, joined, layout, over_tiles, pieces, realise, scales
+from lessen.analog.tiles.crossbar import Crossbar, Layout, Moment, Written, joined, layout, over_tiles, pieces, realise, scales
 from lessen.analog.tiles.execute import Numbers, Ranges
 from lessen.errors import LessenError
 
@@ -72,17 +72,18 @@ class Tiles:
         tiles = tiles if order is None else order.place(tiles)
         scale = scales(tiles, self.chip)
         scaled = tiles / scale
-        crossbar = realise(scaled, self.chip, moment, number)
-        scale = scale * self._compensation(number, scaled, crossbar, moment)
+        written: Written = {}
+        crossbar = realise(scaled, self.chip, moment, number, written)
+        scale = scale * self._compensation(number, scaled, crossbar, moment, written)
         return (crossbar, scale) if order is None else order.take(crossbar, scale)
 
-    def _compensation(self, number: int, scaled: Tensor, crossbar: Crossbar, moment: Moment) -> Tensor | float:
+    def _compensation(self, number: int, scaled: Tensor, crossbar: Crossbar, moment: Moment, written: Written) -> Tensor | float:
         """By how much known inputs read less than they did just after programming."""
         if self.chip.compensation == "none" or moment.seconds is None:
             return 1.0
         known = self.before.get(number)
         if known is None or known[0] != moment.chip:
-            first = realise(scaled, self.chip, replace(moment, seconds=self.chip.device.first), number)
+            first = realise(scaled, self.chip, replace(moment, seconds=self.chip.device.first), number, written)
             known = self.before[number] = (moment.chip, self._reading(first))
         return known[1] / self._reading(crossbar).clamp(min=1e-4 * known[1])
 
@@ -247,12 +248,12 @@ class _AnalogConv(nn.modules.conv._ConvNd):
     def forward(self, input: Tensor) -> Tensor:
         """`batch channel *space` to `batch channel *space`."""
         tiles = self.tiles
-        if tiles.mode == "run" and (found := self._without_patches(input)) is not None:
-            return found
         if tiles.mode == "digital" and tiles.listener is None:
             return self._conv_forward(input, self.weight, self.bias)
         flat = input.dim() == self.weight.dim() - 1
         x = input[None] if flat else input
+        if tiles.mode == "run" and (found := convolution.run(self, x)) is not None:
+            return found[0] if flat else found
         patches, space = self._patches(x)
         if tiles.mode != "run":
             tiles.look(patches, self.weight.flatten(1))
@@ -265,33 +266,6 @@ class _AnalogConv(nn.modules.conv._ConvNd):
     def _patches(self, x: Tensor) -> tuple[Tensor, tuple[int, ...]]:
         """`vector (group input)`, and the space of the output."""
         raise LessenError("analog convolution", got=type(self).__name__, wanted="AnalogConv1d or AnalogConv2d")
-
-    def _without_patches(self, x: Tensor) -> Tensor | None:
-        """A convolution by torch itself where one tile holds a whole column and all vectors share a range: the same numbers, sooner."""
-        tiles, chip = self.tiles, self.tiles.chip
-        plain = chip.dac.cycles == 1 and (chip.dac.bits is None or chip.dac.range == "calibrated")
-        if not plain or not hasattr(self, "_conv_forward"):
-            return None
-        numbers = tiles.ready()
-        one = tiles.place.row_tiles == 1 and len(chip.encoding.shifts) == 1
-        if numbers.powers > 1 or numbers.load is not None or numbers.shared is not None or not (one or numbers.gain is None):
-            return None
-        codes, unit = execute.drive(x, chip, tiles.ranges.input)
-        sums = self._convolved(codes, numbers.matrix)
-        if numbers.variance is not None:
-            sigma = self._convolved(codes.square(), numbers.variance).clamp_(min=0).sqrt_()
-            sums += sigma.mul_(torch.randn(sigma.shape, generator=tiles.generator, dtype=sigma.dtype))
-        if chip.adc.noise:
-            sums += chip.adc.noise * torch.randn(sums.shape, generator=tiles.generator, dtype=sums.dtype)
-        gain = 1.0 if numbers.gain is None else numbers.gain.reshape(-1, *[1] * (self.weight.dim() - 2))
-        sums = execute.read(sums, chip) if numbers.gain is not None else sums
-        sums = sums.mul_(gain * unit) if numbers.gain is not None or chip.dac.bits is not None else sums
-        return sums if self.bias is None else sums.add_(self.bias.reshape(-1, *[1] * (self.weight.dim() - 2)))
-
-    def _convolved(self, codes: Tensor, matrix: Tensor) -> Tensor:
-        """A convolution whose kernel is given as `group row column`."""
-        kernel = matrix.to(codes.dtype).transpose(1, 2).reshape(self.weight.shape)
-        return self._conv_forward(codes, kernel, None)
 
 
 class AnalogConv2d(_AnalogConv, nn.Conv2d):

@@ -194,8 +194,7 @@ def as_rehearsal(
             twin = layers[name]
         else:
             setattr(twin.get_submodule(parent), leaf, layers[name])
-    rule = split if isinstance(split, Split) else Split(tuple(split or ()))
-    return Rehearsal(twin, model, chip, layers, rule, run)
+    return Rehearsal(twin, model, chip, layers, Split.of(split), run)
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lessen.analog.tiles import execute
+from lessen.analog.tiles import convolution, execute
 from lessen.analog.tiles.crossbar import cut, scales
 from lessen.analog.tiles.layer import AnalogConv1D, AnalogConv1d, AnalogConv2d, AnalogLinear, Tiles, matrix
 from lessen.analog.training.noise import Stage
@@ -62,19 +62,26 @@ class Rehearsed(nn.Module):
         inputs, full = self._drive(x)
         weight, scale = self._noisy()
         if not self._tiled and place.groups == 1:
-            return self._finish(F.linear(inputs, weight), full, scale)
+            return self._finish(F.linear(inputs, weight), full, scale, False, (-1,))
         spreadout, crossbar = execute.tiled(inputs, place), cut(weight, place)
         sums = torch.bmm(spreadout, crossbar)
         if self.tiles.chip.wires.ohm and self.tiles.chip.wires.model == "fast":
             sums = sums - self._lost(spreadout, crossbar, full, scale)
-        sums = self._finish(sums, full, scale, apart=True)
+        sums = self._finish(sums, full, scale, True, tuple(scale.shape))
         sums = sums.reshape(place.groups, place.row_tiles, x.shape[0], place.outputs).sum(1)
         return sums[0] if place.groups == 1 else sums.transpose(0, 1).reshape(x.shape[0], -1)
 
-    def _finish(self, sums: Tensor, full: Tensor | float, scale: Tensor, apart: bool = False) -> Tensor:
-        """Noise of column sums and the ADC; sums are `tile vector column` (apart), or `vector output`, or `batch output *space`."""
+    def _finish(self, sums: Tensor, full: Tensor | float, scale: Tensor, apart: bool, shape: tuple[int, ...]) -> Tensor:
+        """Noise of column sums and the ADC.
+
+        Args:
+            sums: of all tiles apart, or of whole outputs.
+            full: scale of the inputs.
+            scale: `tile 1 column`.
+            apart: which of the two the sums are.
+            shape: in which scales lie over the sums.
+        """
         chip, place, stage = self.tiles.chip, self.tiles.place, self.stage
-        shape = scale.shape if apart else (-1, *[1] * (sums.dim() - 2))
         if stage.output_noise:
             each = scale / place.row_tiles**0.5
             each = each if apart else each.reshape(place.groups, place.row_tiles, -1).square().sum(1).sqrt()
@@ -122,10 +129,15 @@ class _RehearsedConv(Rehearsed):
         x = input[None] if flat else input
         space = x.dim() - 2
         bias = None if self_.bias is None else self_.bias.reshape(-1, *[1] * space)
-        if not self._tiled and self.tiles.chip.dac.range == "calibrated":
+        chip, place = self.tiles.chip, self.tiles.place
+        fast_wires = chip.wires.ohm > 0 and chip.wires.model == "fast"
+        if chip.dac.range == "calibrated" and not fast_wires and (not self._tiled or convolution.whole_channels(self_, place)):
             inputs, full = self._drive(x)
             weight, scale = self._noisy()
-            found = self._finish(self_._conv_forward(inputs, weight.reshape(self_.weight.shape), None), full, scale)
+            whole = weight.reshape(place.groups, place.outputs, -1).transpose(1, 2)
+            sums = convolution.apart(self_, inputs, cut(weight, place) if self._tiled else whole)
+            found = self._finish(sums, full, scale, self._tiled, (-1, *[1] * space))
+            found = convolution.summed(found, place) if self._tiled else found
         else:
             patches, sides = self_._patches(x)
             found = self._vectors(patches).reshape(x.shape[0], -1, self_.out_channels).transpose(1, 2)

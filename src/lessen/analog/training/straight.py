@@ -42,9 +42,9 @@ class _Driven(torch.autograd.Function):
         inner = gradient.masked_fill(clipped, 0) if ctx.needs_input_grad[0] else None
         if not ctx.needs_input_grad[1]:
             return inner, None, None, None
-        outwards = (gradient * driven.sign())[clipped].clamp_(max=0).sum()
+        outwards = (gradient * driven).masked_fill_(~clipped, 0).clamp_(max=0).sum()  # where clipped, driven is r or -r
         fits = 1 - clipped.sum() / clipped.numel()
-        return inner, (full * (outwards + ctx.decay * (fits > FITS).to(full))).reshape(full.shape), None, None
+        return inner, (outwards + full * (ctx.decay * (fits > FITS).to(full))).reshape(full.shape), None, None
 
 
 def driven(x: Tensor, full: Tensor, levels: int, decay: float = 0.0) -> Tensor:
