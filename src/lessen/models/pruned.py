@@ -17,10 +17,11 @@ import functools
 import importlib
 import json
 import os
+import re
 import shutil
 import tempfile
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,11 +35,17 @@ from lessen.core.modules import EXPERTS
 from lessen.core.stock import is_stock
 from lessen.errors import LessenError, UsageError, one_line
 from lessen.models.huggingface import PROCESSOR_FILES, TOKENIZER_FILES
+from lessen.models.module import imported
 
 
 def is_pruned(folder: Path) -> bool:
-    """Whether `save` wrote the directory."""
-    return (folder / "edits.safetensors").is_file() and (folder / "lessen.json").is_file()
+    """Whether `save` wrote the directory, or what is left of it."""
+    if (folder / "edits.safetensors").is_file():
+        return True
+    try:
+        return "pruned" in json.loads((folder / "lessen.json").read_text())
+    except (OSError, ValueError, TypeError):
+        return False
 
 
 def save(model: nn.Module, edits: Sequence[Edit], folder: Path, made_by: str | None = None, told: Mapping[str, Any] | None = None) -> None:
@@ -63,6 +70,7 @@ def save(model: nn.Module, edits: Sequence[Edit], folder: Path, made_by: str | N
             got = f"a {kind.__name__}, which is no class of transformers"
             raise UsageError(str(folder), got=got, wanted="how to make it", remedy='made_by="package.module:factory"')
         made_by = f"transformers:{kind.__name__}"
+    _check_maker(made_by, model, edits)
     first: dict[int, str] = {}
     for name, tensor in model.state_dict(keep_vars=True).items():
         first.setdefault(id(tensor), name)
@@ -136,21 +144,23 @@ def load(folder: Path) -> nn.Module:
     """
     import torch
 
-    about = json.loads((folder / "lessen.json").read_text()).get("pruned") or {}
-    made_by, dtype = about.get("made_by"), about.get("dtype")
-    if not isinstance(made_by, str) or ":" not in made_by:
-        raise LessenError(str(folder / "lessen.json"), got="no pruned.made_by", wanted="how the model is made", remedy="save it again")
+    about = _about(folder)
+    state = _read(folder / "model.safetensors", load_file)
+    edits = _read(folder / "edits.safetensors", load_edits)
     with torch.random.fork_rng(devices=[]):
-        model = _made(made_by, folder)
-    if dtype:
-        model = model.to(getattr(torch, dtype))
-    state = load_file(folder / "model.safetensors")
-    model = apply(model, load_edits(folder / "edits.safetensors"))
+        model = _made(about["made_by"], folder)
+    if about.get("dtype"):
+        model = model.to(getattr(torch, about["dtype"]))
+    model = apply(model, edits)
     if about.get("experts"):
         model.set_experts_implementation(about["experts"])  # pyright: ignore[reportCallIssue]
     for name, tensor in model.state_dict(keep_vars=True).items():
         if name in state:
             tensor.data = tensor.data.to(state[name].dtype)  # what a router keeps in another type
+    shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    if wrong := next((name for name in state if shapes.get(name, state[name].shape) != tuple(state[name].shape)), None):
+        got, wanted = f"tensor {wrong} of shape {tuple(state[wrong].shape)}", f"{shapes[wrong]}, as {about['made_by']} makes it"
+        raise LessenError(str(folder), got=got, wanted=wanted, remedy="save it again, with the made_by= that made the model")
     missing, unexpected = model.load_state_dict(state, strict=False)
     shared = {name for name, tensor in model.state_dict(keep_vars=True).items() if name in missing and _stored(model, name, tensor, state)}
     if unexpected or set(missing) - shared:
@@ -161,8 +171,35 @@ def load(folder: Path) -> nn.Module:
 
 def history(folder: Path) -> tuple[list[Edit], str]:
     """What was done to the model of a directory that `save` wrote, and what makes it as it was before."""
-    made_by = json.loads((folder / "lessen.json").read_text())["pruned"]["made_by"]
-    return load_edits(folder / "edits.safetensors"), made_by
+    return _read(folder / "edits.safetensors", load_edits), _about(folder)["made_by"]
+
+
+def _about(folder: Path) -> dict[str, Any]:
+    """What `lessen.json` says of how the model is made."""
+    import torch
+
+    path = folder / "lessen.json"
+    try:
+        about = json.loads(path.read_text())["pruned"]
+        made_by, dtype = about["made_by"], about.get("dtype")
+        fine = re.fullmatch(_MAKER, made_by) and (dtype is None or isinstance(getattr(torch, dtype), torch.dtype))
+    except Exception as error:
+        raise LessenError(str(path), got=one_line(error), wanted="what lessen.save wrote", remedy=_AGAIN) from error
+    if not fine:
+        raise LessenError(str(path), got=f"made_by {made_by!r}, dtype {dtype!r}", wanted="how the model is made", remedy=_AGAIN)
+    return about
+
+
+_MAKER = r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*"
+_AGAIN = "copy the directory again, or save the model again"
+
+
+def _read(path: Path, read: Callable[[Path], Any]) -> Any:
+    """What a file of the directory holds."""
+    try:
+        return read(path)
+    except Exception as error:
+        raise LessenError(str(path), got=one_line(error), wanted="what lessen.save wrote", remedy=_AGAIN) from error
 
 
 def _stored(model: nn.Module, name: str, tensor: Any, state: Any) -> bool:
@@ -170,13 +207,47 @@ def _stored(model: nn.Module, name: str, tensor: Any, state: Any) -> bool:
     return any(other is tensor and key in state for key, other in model.state_dict(keep_vars=True).items() if key != name)
 
 
+def _check_maker(made_by: str, model: nn.Module, edits: Sequence[Edit]) -> None:
+    """Raise unless what is to make the model makes one that the edits turn into it."""
+    import torch
+
+    where = "save(made_by)"
+    if not re.fullmatch(_MAKER, made_by):
+        raise UsageError(where, got=repr(made_by), wanted='"package.module:factory"')
+    if made_by.startswith("transformers:"):
+        if made_by != f"transformers:{type(model).__name__}" or not hasattr(model, "config"):
+            remedy = "leave made_by out for classes of transformers, and name a factory for others"
+            raise UsageError(where, got=repr(made_by), wanted=f"what makes a {type(model).__name__}", remedy=remedy)
+        return
+    try:
+        with torch.random.fork_rng(devices=[]):
+            made = apply(_made(made_by, Path()), edits)
+    except LessenError as error:
+        got = f"{made_by}, which does not make the model as it was before the cut: {error.where}: got {error.got}"
+        raise UsageError(where, got=got, wanted="its factory", remedy="name a function without arguments that returns the model") from error
+    shapes = [{name: tuple(tensor.shape) for name, tensor in one.state_dict().items()} for one in (made, model)]
+    if name := next((name for name in shapes[0].keys() | shapes[1].keys() if shapes[0].get(name) != shapes[1].get(name)), None):
+        got = f"{made_by}, which after the edits has {name} of shape {shapes[0].get(name, 'none')}"
+        raise UsageError(
+            where,
+            got=got,
+            wanted=f"{shapes[1].get(name, 'no such tensor')}",
+            remedy="give all edits that were made, and the factory of the whole",
+        )
+
+
 def _made(made_by: str, folder: Path) -> nn.Module:
     path, _, name = made_by.partition(":")
     try:
-        found: Any = getattr(importlib.import_module(path), name)
         if path != "transformers":
-            return found()
+            made: Any = imported(made_by)()
+            if not isinstance(made, nn.Module):
+                raise TypeError(f"{name} returns a {type(made).__name__}, no torch.nn.Module")
+            return made
+        found: Any = getattr(importlib.import_module(path), name)
         config = found.config_class.from_json_file(folder / "config.json")
         return found._from_config(config) if hasattr(found, "_from_config") else found(config)
     except Exception as error:
-        raise LessenError(made_by, got=one_line(error), wanted="the model before the cut", remedy="install the same versions") from error
+        raise LessenError(
+            made_by, got=one_line(error), wanted="the model before the cut", remedy="install what it needs, in the same versions"
+        ) from error
