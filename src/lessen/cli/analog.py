@@ -17,7 +17,7 @@ analog = App(
     help_epilogue=epilogue(
         "lessen analog presets",
         "lessen analog describe pcm-hermes --out mine.toml",
-        "lessen analog simulate MODEL --chip mine.toml --times 20s,1d,1y --out aged",
+        "lessen analog simulate MODEL --chip mine.toml --times 300s,1d,1y --out aged",
         "lessen analog cost MODEL --chip mine.toml --json",
         "lessen analog robust MODEL --chip mine.toml --method HPD --out robust",
         "lessen analog explore MODEL --chip mine.toml --vary adc.bits=5,6,7,8 --out searched",

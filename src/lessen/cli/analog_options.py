@@ -57,7 +57,7 @@ class Aging:
     """How many chips, and when they are looked at."""
 
     times: Annotated[str | None, Parameter(metavar="TIMES")] = None
-    """Times since programming, such as 20s,1h,1d,1mo,1y. Without it: the device's first, 1h, 1d, 1mo and 1y."""
+    """Times since programming, such as 300s,1h,1d,1mo,1y. Without it: the first that the device describes, then 1h, 1d, 1mo and 1y."""
     chips: int = 10
     """Chip instances."""
     seed: int = 0

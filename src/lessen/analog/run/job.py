@@ -273,7 +273,7 @@ def check(chip: Chip, times: Sequence[float] | None, chips: int) -> None:
     if chips < 1:
         raise UsageError("chips", got=str(chips), wanted="at least one")
     if times is not None and not times:
-        raise UsageError("times", got="none", wanted="at least one", remedy="20s,1d,1y")
+        raise UsageError("times", got="none", wanted="at least one", remedy="times=None for those of the device")
     for seconds in times or ():
         chip.device.check_time(seconds)
 

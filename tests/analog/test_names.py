@@ -1,0 +1,21 @@
+"""Names that `lessen.analog` hands out."""
+
+import sys
+from importlib import import_module
+from pkgutil import walk_packages
+
+from lessen import analog
+from lessen.analog.robust.applied import METHODS
+
+
+def test_names_are_what_they_say_and_stay_it_when_all_modules_are_imported():
+    found = {name: getattr(analog, name) for name in analog._HOMES}
+    for module in walk_packages(analog.__path__, "lessen.analog."):
+        import_module(module.name)
+    for name, thing in found.items():
+        assert getattr(analog, name) is thing and not isinstance(thing, type(sys)) and thing.__name__ == name
+    assert set(found) <= set(dir(analog))
+
+
+def test_every_method_of_the_command_line_is_among_them():
+    assert {method.name for method in METHODS} <= set(analog._HOMES)
