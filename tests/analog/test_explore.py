@@ -6,6 +6,7 @@ import sys
 from dataclasses import replace
 from functools import partial
 from itertools import product
+from multiprocessing.context import SpawnProcess
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -112,9 +113,12 @@ def test_the_seed_decides_the_order():
     assert numbers[0] == numbers[1] != numbers[2]
 
 
-def test_several_processes_share_the_work():
-    events, few = [], {path: SPACE[path] for path in ("array", "encoding")}
+def test_several_processes_share_the_work(monkeypatch: pytest.MonkeyPatch):
+    events, started, few = [], [], {path: SPACE[path] for path in ("array", "encoding")}
+    start = SpawnProcess.start
+    monkeypatch.setattr(SpawnProcess, "start", lambda process: (started.append(process), start(process)))
     found = explore(quality, PRICE, BASE, few, Search(trials=6, workers=2), on_event=events.append)
+    assert len(started) == 2, "what two processes tried at once is made up for here"
     alone = explore(quality, PRICE, BASE, few, Search(trials=6))
     assert {d.losses for d in found.designs} == {d.losses for d in alone.designs}
     assert len(found.designs) == 6 and events[-1].done == events[-1].total == 6

@@ -175,8 +175,9 @@ def run(study: Any, task: Task, on_event: Listener | None) -> None:
     while (done := len(finished(study))) < wanted:
         if done == before:
             raise LessenError("explore", got=f"{done} of {wanted} designs and no progress", wanted="workers that live")
-        before, missing = done, wanted - done
-        if search.workers == 1 and search.backend == "processes":
+        again, before, missing = before >= 0, done, wanted - done
+        few = again and missing < search.workers  # of designs that two processes tried at once: no process is worth starting for them
+        if search.backend == "processes" and (search.workers == 1 or few):
             _work(task, 0, missing, study, on_event)
         else:
             shares = [missing // search.workers + (i < missing % search.workers) for i in range(search.workers)]
@@ -214,6 +215,8 @@ def _work(task: Task, worker: int, count: int, study: Any = None, on_event: List
             continue
         if not _try(study, trial, task, choices):
             return
+        if any(_key(t.params) == _key(trial.params) and t.number != trial.number for t in finished(study)):
+            continue  # another process was at it too, and began first
         count -= 1
         if on_event is not None:
             done = total - count
