@@ -9,6 +9,7 @@
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from math import lcm
 from pathlib import Path
 from typing import Any
 
@@ -21,22 +22,24 @@ from lessen.core.edit import Drop, Edit, Keep, Resize
 from lessen.core.event import Event, Listener
 from lessen.core.modules import EXPERTS, copied, plain_experts
 from lessen.core.record import Record
-from lessen.core.stock import stock_config
+from lessen.core.stock import share, stock_config
 from lessen.core.strict import strict
 from lessen.core.unit import Unit, View
 from lessen.engine.survey import record
 from lessen.errors import LessenError, UsageError, one_line
-from lessen.methods.budget import Budget
+from lessen.methods.budget import Budget, alike_name
 from lessen.models import pruned as directories
+from lessen.models.skeleton import restocked
 from lessen.rounds import in_rounds
 from lessen.stats.gradients import Collecting
 from lessen.stats.objectives import Objective
 from lessen.stats.whole import survey
-from lessen.structure.check import check
+from lessen.structure.check import TOLERANCE, check, run
+from lessen.structure.counts import counts, uneven
 from lessen.structure.found import Structure
 from lessen.structure.resize import resizes
 from lessen.structure.state import untouched
-from lessen.structure.uniform import said
+from lessen.structure.uniform import TRIES, said
 from lessen.structure.wide import fits
 from lessen.targets.cost import Goal
 from lessen.targets.latency import measured
@@ -181,8 +184,10 @@ def _prune(model: nn.Module, example: Any, batches: Iterable[Any], wanted: _Want
     tensors = dict(model.named_parameters(remove_duplicate=False))
     chosen, notes = choice.units, list(choice.notes)
     if wanted.uniform and choice.structure is not None:
-        chosen, told = said(model, choice.structure, chosen)
+        chosen, step, told = said(model, choice.structure, chosen)
         notes += told
+        if step > 1 and isinstance(wanted.method, Budget):
+            wanted = replace(wanted, method=replace(wanted.method, multiple=lcm(step, wanted.method.multiple)))
         if not chosen:
             raise UsageError("prune", got="uniform=True", wanted="a width that a configuration can say", remedy="; ".join(told))
     method, goal, told = settled(model, caller(model, example), chosen, wanted.method, wanted.to, wanted.uniform)
@@ -200,8 +205,9 @@ def _prune(model: nn.Module, example: Any, batches: Iterable[Any], wanted: _Want
         views = [view_of(unit, tensors) for unit in chosen]
         notes += method.remarks(views, stats) if isinstance(method, Budget) else []
         edits, smaller = _attempts(cutting, method, views, stats, goal)
-    if wanted.uniform:
-        notes += _settle(model, smaller, edits)
+    if wanted.uniform or _alike(choice, edits):
+        notes += _settle(model, smaller, edits, example, wanted.uniform, cutting.renumbered)
+    notes += uneven(smaller, edits)
     before, after = sizes(model), sizes(smaller)
     notes += missed(goal, before, after) or ([] if edits else [NOTHING])
     if goal is not None and goal.cost.name == "macs":
@@ -275,7 +281,7 @@ class _Cutting:
         edits = [replace(edit, unit=by_name[edit.unit.name]) if isinstance(edit, Keep | Drop) else edit for edit in edits]
         if self.structure is not None:
             edits = resizes(self.model, self.structure, edits)
-        edits = [*edits, *_counts(self.model, edits)]
+        edits = [*edits, *counts(self.model, edits)]
         if self.proof and not self.renumbered:
             return edits, check(self.model, edits, self.example)
         smaller = apply(copied(self.model), edits)
@@ -287,27 +293,6 @@ class _Cutting:
     def renumbered(self) -> bool:
         """Whether token ids change, so that the example means something else to the smaller model."""
         return any(unit.kind == "vocab" for unit in self.units)
-
-
-def _counts(model: nn.Module, edits: Sequence[Edit]) -> list[Resize]:
-    """What modules (and configurations) call the number of tokens or experts, after some were cut, where the trace has not seen it."""
-    named = {edit.name for edit in edits if isinstance(edit, Resize)}
-    found: list[Resize] = []
-    for keep in (edit for edit in edits if isinstance(edit, Keep) and edit.unit.kind in _COUNTED):
-        inside = keep.unit.name.rpartition(".")[0] if keep.unit.kind == "experts" else ""
-        for path, module in model.named_modules():
-            if inside and not f"{path}.".startswith(f"{inside}."):
-                continue
-            owners = ((module, ""),) if inside else ((module, ""), (getattr(module, "config", None), "config."))
-            for owner, way in owners:
-                for key in _COUNTED[keep.unit.kind]:
-                    name = ".".join(filter(None, (path, f"{way}{key}")))
-                    if getattr(owner, key, None) == keep.unit.size and name not in named:
-                        found.append(Resize(name, keep.unit.size, len(keep.indices)))
-    return found
-
-
-_COUNTED = {"vocab": ("vocab_size",), "experts": ("num_experts", "num_local_experts", "n_experts", "n_routed_experts")}
 
 
 def _attempts(
@@ -335,15 +320,39 @@ def _attempts(
     return edits, smaller
 
 
-def _settle(model: nn.Module, smaller: nn.Module, edits: Sequence[Edit]) -> list[str]:
-    """Give the smaller model a configuration that says its widths, or say that there is none."""
+def _alike(choice: Choice, edits: Sequence[Edit]) -> bool:
+    """Whether equal places of all blocks are left alike, so that one number may say what they are."""
+    left = {edit.unit.name: len(edit.indices) for edit in edits if isinstance(edit, Keep)}
+    widths: dict[tuple[str, str, int], set[int]] = {}
+    for unit in choice.units if choice.structure is None else choice.structure.units:
+        widths.setdefault((alike_name(unit.name), unit.kind, unit.size), set()).add(left.get(unit.name, unit.size))
+    return bool(left) and all(len(sizes) == 1 for sizes in widths.values())
+
+
+def _settle(model: nn.Module, smaller: nn.Module, edits: Sequence[Edit], example: Any, uniform: bool, renumbered: bool) -> list[str]:
+    """Give the smaller model a configuration of which stock code makes it, or say that there is none where one was wanted."""
     if not hasattr(model, "config"):
         return []
-    config = stock_config(model, smaller, edits)
+    kept = "save the model with its edits, and load it with lessen"
+    config = stock_config(model, smaller, edits, None if uniform else TRIES)
     if config is None:
-        return [f"No configuration of {type(model).__name__} says these widths: save the model with its edits, and load it with lessen."]
-    smaller.config = config
+        return [f"No configuration of {type(model).__name__} says these widths: {kept}."] * uniform
+    made = restocked(smaller, config)
+    if not renumbered and not _equal(smaller, made, example):
+        return [f"Stock code computes other constants from these widths: {kept}."] * uniform
+    share(smaller, made)
     return []
+
+
+def _equal(smaller: nn.Module, made: nn.Module, example: Any) -> bool:
+    """Whether stock code makes a model of the same answers."""
+    try:
+        found, wanted = (run(one, example, lambda: [], type(made).__name__) for one in (made, smaller))
+    except LessenError:  # the model's own code
+        return False
+    pairs = zip(found, wanted, strict=False)
+    close = (a.shape == b.shape and float((a - b).abs().max()) <= TOLERANCE * float(b.abs().max()) for a, b in pairs)
+    return len(found) == len(wanted) and all(close)
 
 
 def _proof(prove: bool | None, choice: Choice, model: nn.Module) -> tuple[bool, list[str]]:

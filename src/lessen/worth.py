@@ -34,9 +34,10 @@ def settled(
 ) -> tuple[Any, Goal | None, list[str]]:
     """The method with its settled options, what may be left, and the choices made."""
     if not isinstance(method, Budget):
-        if to is not None or uniform:
-            wanted = f"{type(method).__name__}(ratio=...)"
-            raise UsageError("prune", got=f"to={to!r}, uniform={uniform}", wanted=wanted, remedy="this method removes whole units")
+        if to is not None:
+            name = type(method).__name__
+            remedy = f"method={name}(ratio=0.25), or a method that narrows layers"
+            raise UsageError("prune", got=f"to={to!r} with {name}", wanted="its ratio: it drops whole layers", remedy=remedy)
         return method, None, []
     notes: list[str] = []
     if uniform and method.across == "model":

@@ -89,13 +89,13 @@ def keep_directions(model: nn.Module) -> None:
     for module in model.modules():
         if not isinstance(module, ParametrizationList):
             continue
-        for norm in module:
+        for norm in module.children():
             if type(norm).__name__ == "_WeightNorm":
-                size, direction = module.original0.detach(), module.original1.detach()
+                size, direction = (module.get_parameter(key).detach() for key in ("original0", "original1"))
                 dim = getattr(norm, "dim", 0)
                 over = [d for d in range(direction.dim()) if dim == -1 or d != dim % direction.dim()]
                 none = (direction == 0).all() if not over or dim == -1 else (direction.abs().amax(over, keepdim=True) == 0)
-                direction[(none & (size == 0)).expand_as(direction)] = 1.0
+                direction.masked_fill_(none & (size == 0), 1.0)
 
 
 def resized(model: nn.Module, edits: Sequence[Edit]) -> Iterator[tuple[Any, str, Any]]:

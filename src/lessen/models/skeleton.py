@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from lessen.core.modules import block_lists
-from lessen.errors import LessenError, UsageError, nearest
+from lessen.errors import LessenError, UsageError, nearest, one_line
 
 if TYPE_CHECKING:
     from lessen.models.checkpoint import Checkpoint
@@ -56,6 +56,25 @@ def empty(model: nn.Module) -> None:
                 module._parameters[key] = done.setdefault(id(parameter), bare)
             elif parameter is not None:
                 parameter.requires_grad_(False)
+
+
+def restocked(model: nn.Module, config: Any) -> nn.Module:
+    """What the class of a model makes of a configuration, with the weights of the model, which it shares.
+
+    Shapes may agree where models do not: a scale of attention, or a table of frequencies, follows from the configuration alone.
+
+    Raises:
+        LessenError: the class does not take the configuration, or its tensors are other ones.
+    """
+    try:
+        with torch.random.fork_rng(devices=[]), _EmptyOnMeta():
+            made = type(model)(config)
+        empty(made)
+        made.load_state_dict(model.state_dict(), assign=True)
+    except Exception as error:
+        where, wanted = type(model).__name__, "a configuration of which its class makes the model"
+        raise LessenError(where, got=one_line(error), wanted=wanted, remedy="keep its edits") from error
+    return made.eval()
 
 
 def fit(model: nn.Module, shapes: Mapping[str, tuple[int, ...]]) -> None:

@@ -199,8 +199,8 @@ def _difference(
 ) -> float:
     """The largest difference between the outputs of both, relative to the largest output."""
     modes = [GroupedProducts(), *modes]
-    wanted = _run(masked, inputs, lambda: [*modes, Unchosen(masked, edits), KeptNorms(kept)], where)
-    found = _run(smaller, inputs, lambda: modes, where)
+    wanted = run(masked, inputs, lambda: [*modes, Unchosen(masked, edits), KeptNorms(kept)], where)
+    found = run(smaller, inputs, lambda: modes, where)
     pairs = [(a, b) for a, b in zip(found, wanted, strict=len(found) == len(wanted)) if a.shape == b.shape]
     if not pairs:
         raise LessenError(
@@ -234,7 +234,8 @@ def _still_tied(model: nn.Module, smaller: nn.Module) -> None:
             raise LessenError(names[0], got=f"a tensor of its own for {names[1]}", wanted="one tensor, as before the cut")
 
 
-def _run(model: nn.Module, inputs: Any, modes: Callable[[], Sequence[TorchDispatchMode]], where: str) -> list[Tensor]:
+def run(model: nn.Module, inputs: Any, modes: Callable[[], Sequence[TorchDispatchMode]], where: str) -> list[Tensor]:
+    """The answers of a model in float64, which is as it was afterwards, while the modes last."""
     args, kwargs = arguments(mapped(inputs, _widened))
     try:
         with untouched(model), torch.no_grad(), torch.random.fork_rng(devices=[]), widened(model), ExitStack() as stack:
