@@ -18,6 +18,7 @@ Calibration and training see training data alone, and so does whatever chooses. 
 whose devices are exact is one chip at all times.
 """
 
+import math
 from collections.abc import Iterator, Sequence
 
 from benchmarks import analog_large, analog_small
@@ -78,9 +79,9 @@ def goals(rows: list[Row]) -> list[Goal]:
         for place, when in ((0, "just programmed"), (-1, "after a year")):
             back = None
             if plain and hpd:
-                lost = plain["times"][place]["mean"] - plain["digital"]
-                back = 100 * (plain["times"][place]["mean"] - hpd["times"][place]["mean"]) / lost
-            made.append(at_least(f"SmolLM2 on {name}, {when}: share of the perplexity lost that HPD wins back", back, 50.0, " %"))
+                before, after, digital = (math.log(x) for x in (*(row["times"][place]["mean"] for row in (plain, hpd)), plain["digital"]))
+                back = 100 * (before - after) / (before - digital)
+            made.append(at_least(f"SmolLM2 on {name}, {when}: share of the lost nats a token that HPD wins back", back, 50.0, " %"))
         share = hpd["digital_macs"] if hpd else None
         made.append(at_most(f"SmolLM2 on {name}: share of multiplications that HPD makes digital", share, MOST_DIGITAL))
     return made
@@ -99,7 +100,8 @@ def _of_training(found: dict[str, Row], net: str, name: str) -> list[Goal]:
         at_most(f"{net} on {name}, a year: loss after EST over that of plain mapping", parts["est"], 0.5),
     ]
     for other, what in (("noisy", "training through the noise"), ("hwa", "hardware-aware training")):
-        ahead = None if last["est"] is None or last[other] is None else last["est"] - last[other]
+        ours, theirs = last["est"], last[other]
+        ahead = None if ours is None or theirs is None else ours - theirs
         made.append(at_least(f"{net} on {name}, a year: accuracy of EST minus that of {what}, points", ahead, 0.0))
         for key, name_of in (("ms", "processor time"), ("peak_mb", "peak memory")):
             ratio = steps["est"][key] / steps[other][key] if steps else None

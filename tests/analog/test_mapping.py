@@ -242,6 +242,25 @@ def test_a_layer_that_calibration_does_not_reach_stays_digital(dac: Dac):
         map(model, Chip(dac=dac, adc=Adc(12)), split=["used"], calibration=[x])
 
 
+@torch.no_grad()
+def test_a_state_space_model_is_mapped_whole_but_for_what_its_own_code_multiplies():
+    """Mamba hands the weights of its convolution and of its step sizes to a scan, and calls neither layer."""
+    from transformers import MambaConfig, MambaForCausalLM
+
+    torch.manual_seed(0)
+    model = MambaForCausalLM(MambaConfig(vocab_size=32, hidden_size=16, state_size=4, num_hidden_layers=1)).eval()
+    tokens = torch.randint(32, (2, 12), generator=torch.Generator().manual_seed(0))
+
+    def run(network: nn.Module, batch: Tensor) -> Tensor:
+        return network(input_ids=batch, use_cache=False).logits
+
+    mapped = map(model, Chip(dac=Dac(12), adc=Adc(12)), calibration=[tokens], run=run).program()
+    mixer = "backbone.layers.0.mixer"
+    assert {f"{mixer}.{name}" for name in ("in_proj", "x_proj", "out_proj")} <= set(mapped.layers)
+    assert all(mapped.digital[f"{mixer}.{name}"] == "calibration gave it no input" for name in ("conv1d", "dt_proj"))
+    assert (run(mapped.model, tokens) - run(model, tokens)).abs().max() < 0.02  # converters of 12 bits
+
+
 def test_wrong_requests_are_answered_in_a_line():
     model = nn.Sequential(nn.Linear(300, 300))
     with pytest.raises(UsageError, match="split: got '1', wanted a module of the model or a pattern; choose from 0"):
