@@ -60,7 +60,7 @@ def rows(session: Session) -> Iterator[Row | None]:
         for method in ("plain", "hpd"):
             yield session.row(f"smollm2 {name} {method}", lambda c=name, m=method, n=chips: analog_large.language(c, m, n))
     for net in SMALL:
-        for name in sorted(set(presets()) - set(TRAINED_FOR), key=lambda name: name in analog_small.SLOW):
+        for name in sorted(set(presets()) - set(TRAINED_FOR)):
             yield session.row(f"{net} {name} plain", lambda n=net, c=name: analog_small.plain(session, n, c))
         for method in TREATED[net]:
             key = f"{net} pcm-hermes {method.partition('(')[0]}"

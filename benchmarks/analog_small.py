@@ -41,7 +41,6 @@ YEAR = 365 * 86400.0
 STEPS = {"cnn": 500, "vit": 1000}
 BATCH = 128
 TESTED = 2000  # pictures
-SLOW = {"isaac": 200}  # pictures where 16 digits meet 8 slices: 128 products for one
 NOISE = Programmed(last=YEAR)
 TRAININGS: dict[str, HardwareAware | EST] = {
     "hwa": HardwareAware(NOISE),
@@ -90,7 +89,7 @@ def plain(session: Session, net: str, name: str, adabs: bool = False) -> Row:
     mapped = map(model, preset(name), calibration=train.first(500).batches())
     adapt = AdaBS(train.first(2000).batches()) if adabs else None
     head = {"network": net, "chip": name, "method": "adabs" if adabs else "plain"}
-    return head | _judged(session, mapped, model, test.first(SLOW.get(name, TESTED)), adapt)
+    return head | _judged(session, mapped, model, test, adapt)
 
 
 def hardened(session: Session, net: str, name: str, how: str, seed: int) -> Row:

@@ -235,16 +235,14 @@ def combine(codes: Tensor, numbers: Numbers, chip: Chip, place: Layout, generato
     """Outputs of a layer for codes `vector (group input)`, in units of what a code of 1 stands for: `vector (group output)`."""
     if numbers.gain is None:
         return _folded(codes, numbers, place, generator)
-    parts, counts = digits(codes, chip)
-    cycles, vectors = len(counts), codes.shape[0]
-    found = read(columns(tiled(parts.flatten(0, 1), place), numbers, chip, generator), chip)
-    slices = len(chip.encoding.shifts)
-    if cycles == 1 and slices == 1:
-        found = found.mul_(numbers.gain)
-    else:
-        counted = found.new_tensor(counts)[:, None, None]
-        found = (found.reshape(found.shape[0], cycles, vectors, -1) * (counted * numbers.gain[:, None])).sum(1)
-        found = found.reshape(found.shape[0], vectors, slices, place.outputs).sum(2)
+    vectors, slices = codes.shape[0], len(chip.encoding.shifts)
+    found: Tensor | None = None
+    for part, count in zip(*digits(codes, chip), strict=True):  # one after the other: sixteen at once would not fit into any cache
+        sums = read(columns(tiled(part, place), numbers, chip, generator), chip)
+        sums = sums.mul_(numbers.gain if count == 1 else numbers.gain * count)
+        sums = sums if slices == 1 else sums.reshape(sums.shape[0], vectors, slices, place.outputs).sum(2)
+        found = sums if found is None else found.add_(sums)
+    assert found is not None
     found = found.reshape(place.groups, place.row_tiles, vectors, place.outputs)
     summed = found[:, 0] if place.row_tiles == 1 else found.sum(1)
     return summed[0] if place.groups == 1 else summed.transpose(0, 1).reshape(vectors, -1)
