@@ -98,12 +98,24 @@ def test_rows_of_a_vocabulary_go_by_any_score():
         torch.testing.assert_close(pruned.model(ids).logits, wanted, rtol=1e-4, atol=1e-5)
 
 
-def test_of_kinds_that_cut_the_same_tensors_the_first_is_taken_and_the_other_told():
+def test_kinds_that_cut_the_same_tensors_take_turns():
     model = tiny("vit")
     example = example_inputs(model)
-    both = lessen.prune(model, example, method=Magnitude(ratio=0.25), kinds=["head_dim", "heads"])
-    assert {unit.kind for unit in both.structure} == {"head_dim"}
-    assert any("of kind heads are left whole: others cut the same tensors" in note for note in both.notes)
+    both: Any = lessen.prune(model, example, method=Magnitude(ratio=0.25), kinds=["head_dim", "heads"], prove=True)
+    assert {unit.kind for unit in both.structure} == {"head_dim", "heads"} and len(both.records) == 4
+    attention = both.model.vit.layers[0].attention
+    assert attention.q_proj.weight.shape == (9, 16)  # three heads of three features, of four by four
+    with torch.no_grad():
+        torch.testing.assert_close(lessen.apply(copy.deepcopy(model), both.edits)(**example)[0], both.model(**example)[0])
+        check(model, both.edits, example)
+    first = lessen.prune(model, example, method=Magnitude(), to="5%", kinds=["head_dim", "heads"])
+    assert {unit.kind for unit in first.structure} == {"head_dim"}
+    assert any("Units of kind heads are left whole: others cut the same tensors; prune again" in note for note in first.notes)
+
+
+def test_listed_units_that_cut_the_same_tensors_are_refused():
+    model = tiny("vit")
+    example = example_inputs(model)
     units = [unit for unit in lessen.trace(model, example).units if unit.kind in ("heads", "head_dim")]
     with pytest.raises(UsageError, match="units that share no indices"):
         lessen.prune(model, example, method=Magnitude(), units=units)

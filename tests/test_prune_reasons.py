@@ -8,8 +8,9 @@ import torch
 from torch import Tensor, nn
 
 import lessen
+from lessen.core.edit import Resize
 from lessen.errors import UsageError
-from lessen.methods import Magnitude
+from lessen.methods import BlockInfluence, Magnitude
 from lessen.models.inputs import example_inputs
 
 pytest.importorskip("transformers")
@@ -120,3 +121,55 @@ def test_the_structure_or_units_of_another_model_are_refused():
     declared = [replace(unit, complete=False) for unit in other.units]
     wants(r"units: 0: got 0.weight of shape \(8, 4\), wanted 16 indices on its axis 0", mlp(), X, units=declared)
     wants(r"units: 0: got no tensor 0.weight", Straight(), X, units=declared)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"to": "20%", "rounds": 0}, "got rounds=0, wanted 1 or more"),
+        ({"rounds": 2}, "rounds=2: got a ratio of the method's own, wanted a budget .*; say to='20%'"),
+        ({"method": BlockInfluence(ratio=0.5), "rounds": 2}, "rounds=2 with BlockInfluence, which drops whole layers by its own ratio"),
+        ({"method": BlockInfluence(ratio=0.5), "to": "20%"}, "to='20%' with BlockInfluence, wanted its ratio: it drops whole layers"),
+        ({"to": "100%"}, "to: got '100%', wanted less than 100%, as something must stay"),
+        ({"to": "1.5x macs"}, "to: got '1.5x macs', wanted a share that stays, above 0x and at most 1x"),
+        ({"method": "Magnitude(ratio='20%')"}, "20%"),
+    ],
+)
+def test_what_makes_no_sense_is_told_before_any_work(options: dict[str, Any], message: str):
+    model = tiny("llama")
+    wants(message, model, example_inputs(model), **options)
+
+
+def test_a_share_in_percent_gets_the_fraction_as_its_remedy():
+    with pytest.raises(UsageError, match=r"Magnitude: got ratio='20%', wanted float; write ratio=0.2$"):
+        Magnitude(ratio="20%")  # pyright: ignore[reportArgumentType]
+    with pytest.raises(UsageError, match=r"wanted float$"):
+        Magnitude(ratio="100%")  # pyright: ignore[reportArgumentType]
+
+
+@pytest.mark.parametrize(("ratio", "told"), [(0.3, True), (0.5, False)])
+def test_whole_groups_that_miss_the_ratio_are_told(ratio: float, told: bool):
+    model = tiny("llama")
+    made = lessen.prune(model, example_inputs(model), method=Magnitude(ratio=ratio), kinds=["kv_group"], prove=False)
+    note = f"Asked for {ratio:.0%} of all that units of kind kv_group have, 50% went: none is divided, and the smallest unit has 2."
+    assert (note in made.notes) is told and made.records[0].reason == "1 of 2 key/value groups removed"
+
+
+def test_queries_of_a_group_are_called_so():
+    model = tiny("llama")
+    made: Any = lessen.prune(model, example_inputs(model), method=Magnitude(ratio=0.5), kinds=["heads"], prove=False)
+    assert made.records[0].reason == "1 of 2 heads of every key/value group removed"
+    attention = made.model.model.layers[0].self_attn
+    assert (attention.q_proj.out_features, attention.k_proj.out_features) == (8, 8)
+    plain = lessen.prune(tiny("vit"), example_inputs(tiny("vit")), method=Magnitude(ratio=0.5), kinds=["heads"], prove=False)
+    assert plain.records[0].reason == "2 of 4 heads removed"
+
+
+def test_numbers_that_two_plans_change_are_changed_twice():
+    model, example = encoder(), TOKENS
+    once: Any = lessen.prune(model, example, method=Magnitude(ratio=0.25), kinds=["heads"], prove=False)
+    twice: Any = lessen.prune(once.model, example, method=Magnitude(ratio=0.34), kinds=["heads"], prove=False)
+    names = [edit.name for made in (once, twice) for edit in made.edits if isinstance(edit, Resize)]
+    assert len(names) > len(set(names))
+    with torch.no_grad():
+        assert torch.equal(lessen.apply(model, [*once.edits, *twice.edits])(example), twice.model(example))

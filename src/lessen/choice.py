@@ -7,6 +7,7 @@
     rows of tables          "vocab": token ids change
 
 Of two units that cut the same indices of a tensor (features of heads, and the heads) one is taken: that of the kind which is named first.
+The other has its turn on the smaller model, where the method has a ratio of its own; a budget is spent on the first.
 """
 
 from collections.abc import Mapping, Sequence
@@ -41,6 +42,7 @@ class Choice:
         units: these.
         structure: what was traced; None for units that were declared.
         frozen: names of the modules, parameters and buffers of which nothing may be cut.
+        crossed: kinds that were asked for, of which units are left out since others cut the same tensors.
         notes: what was left out, and why, as sentences.
     """
 
@@ -48,6 +50,7 @@ class Choice:
     structure: Structure | None
     frozen: tuple[str, ...] = ()
     notes: list[str] = field(default_factory=list)
+    crossed: tuple[str, ...] = ()
 
 
 def method_of(method: Any) -> Any:
@@ -106,11 +109,8 @@ def choose(model: nn.Module, example: Any, method: Any, given: Given, kinds: Seq
         wish, remedy = "units that share no indices", "prune twice, or name kinds= in the order in which they count"
         if kinds is None:
             raise UsageError("units", got=f"{one}, which cuts tensors where {other} does", wanted=wish, remedy=remedy)
-    if crossed and kinds is not None:
-        left = sorted({unit.kind for unit in units if unit.name in crossed})
-        some = f"{len(crossed)} units of kind {' and '.join(left)}"
-        notes.append(f"{some} are left whole: others cut the same tensors; prune again for them.")
-    return Choice(taken, structure, frozen, notes)
+    left = () if kinds is None else tuple(dict.fromkeys(unit.kind for unit in units if unit.name in crossed))
+    return Choice(taken, structure, frozen, notes, left)
 
 
 def _own(model: nn.Module, structure: Structure) -> Structure:

@@ -44,7 +44,7 @@ from lessen.structure.wide import fits
 from lessen.targets.cost import Goal
 from lessen.targets.latency import measured
 from lessen.targets.profile import macs
-from lessen.worth import NOTHING, caller, missed, settled, sizes, timed
+from lessen.worth import NOTHING, caller, missed, settled, sizes, timed, uneven_share
 
 LATENCY_ATTEMPTS = 3
 _SHOWN = 12
@@ -115,7 +115,7 @@ def prune(
         losses: from model and batch to a loss, or to named losses of several tasks; None: what the batch speaks of.
         units: what may be cut: a structure (of which widths inside blocks are taken) or a list of units (all of them); None: traced.
         kinds: kinds of unit instead of widths inside blocks: "channels", "kv_group", "heads", "head_dim", "width", "experts", "layer",
-            "vocab"; of two that cut the same tensors the first one's are taken.
+            "vocab"; of two that cut the same tensors the first one's are taken, and with the method's own ratio the other's after them.
         freeze: names of modules or parameters that stay whole, or patterns of them ("*.attention").
         rounds: spend the budget in so many parts, and collect anew before each; see `lessen.rounds` for what that is worth.
         prove: compare the smaller model with the masked one in float64, and time both; None: the proof where memory allows.
@@ -134,10 +134,16 @@ def prune(
     4
     """
     method = method_of(method)
+    if rounds < 1:
+        raise UsageError("prune", got=f"rounds={rounds}", wanted="1 or more", remedy="leave rounds out: one decision for all")
+    if rounds > 1 and not isinstance(method, Budget):
+        name = type(method).__name__
+        got = f"rounds={rounds} with {name}, which drops whole layers by its own ratio"
+        raise UsageError("prune", got=got, wanted="a method that narrows layers, with to=", remedy="leave rounds out")
     started = time.perf_counter()
     with plain_experts(model):
         wanted = _Wanted(method, to, losses, uniform, rounds, prove, on_event)
-        found = _prune(model, example_inputs, batches, wanted, (units, kinds, freeze))
+        found = _in_turns(model, example_inputs, batches, wanted, (units, kinds, freeze))
     notes = _experts_as_before(model, found.model, example_inputs)
     seconds = (time.perf_counter() - started) / max(1, len(found.edits))
     records = tuple(record(edit, method, seconds) for edit in found.edits if not isinstance(edit, Resize))
@@ -179,8 +185,24 @@ class _Wanted:
     on_event: Listener | None
 
 
-def _prune(model: nn.Module, example: Any, batches: Iterable[Any], wanted: _Wanted, among: tuple[Any, Any, Any]) -> Pruned:
+def _in_turns(model: nn.Module, example: Any, batches: Iterable[Any], wanted: _Wanted, among: tuple[Any, Any, Any]) -> Pruned:
+    """Prune; then, of kinds that cross those that were pruned, what is left of them."""
     choice = choose(model, example, wanted.method, *among)
+    later = tuple(kind for kind in choice.crossed if kind not in {unit.kind for unit in choice.units})
+    turns = bool(later) and wanted.to is None and getattr(wanted.method, "of", "channels") == "channels"
+    if choice.crossed and not turns:
+        names = " and ".join(choice.crossed)
+        choice.notes.append(f"Units of kind {names} are left whole: others cut the same tensors; prune again for them.")
+    batches = list(batches) if turns else batches
+    found = _prune(model, example, batches, wanted, choice)
+    if not turns:
+        return found
+    then = _in_turns(found.model, example, batches, wanted, (None, later, among[2]))
+    both = {"edits": (*found.edits, *then.edits), "structure": (*found.structure, *then.structure), "kept": {**found.kept, **then.kept}}
+    return replace(found, model=then.model, after=then.after, notes=(*found.notes, *then.notes), **both)
+
+
+def _prune(model: nn.Module, example: Any, batches: Iterable[Any], wanted: _Wanted, choice: Choice) -> Pruned:
     tensors = dict(model.named_parameters(remove_duplicate=False))
     chosen, notes = choice.units, list(choice.notes)
     if wanted.uniform and choice.structure is not None:
@@ -210,6 +232,7 @@ def _prune(model: nn.Module, example: Any, batches: Iterable[Any], wanted: _Want
     notes += uneven(smaller, edits)
     before, after = sizes(model), sizes(smaller)
     notes += missed(goal, before, after) or ([] if edits else [NOTHING])
+    notes += uneven_share(method, chosen, edits) if goal is None else []
     if goal is not None and goal.cost.name == "macs":
         with untouched(smaller):
             before["macs"], after["macs"] = goal.cost.whole, macs(smaller, caller(smaller, example), ()).whole
@@ -232,7 +255,8 @@ def _rounds(
     def once(part: nn.Module, left: Structure | Sequence[Unit], size: str) -> Pruned:
         # What is left of the choice is the choice: of a structure all kinds, since it holds no others.
         kinds = list(dict.fromkeys(unit.kind for unit in left.units)) if isinstance(left, Structure) else None
-        found = _prune(part, example, batches, replace(wanted, to=size, rounds=1, prove=False), (left, kinds, choice.frozen))
+        smaller = replace(wanted, to=size, rounds=1, prove=False)
+        found = _prune(part, example, batches, smaller, choose(part, example, wanted.method, left, kinds, choice.frozen))
         tasks[0] = found.tasks
         return found
 

@@ -62,8 +62,9 @@ def in_rounds(
         UsageError: a budget that cannot be spent in parts, or units given by hand that cannot be narrowed.
     """
     if goal is None or goal.cost.name not in _WORDS:
-        got = "a method without a budget" if goal is None else f"a budget in {goal.cost.name}"
-        raise UsageError("rounds", got=got, wanted="parameters, bytes or macs, as in to='20%'", remedy="leave rounds out")
+        got = "a ratio of the method's own" if goal is None else f"a budget in {goal.cost.name}"
+        wanted = "a budget that can be spent in parts: of parameters, bytes or macs"
+        raise UsageError(f"rounds={rounds}", got=got, wanted=wanted, remedy="say to='20%', or leave rounds out")
     chosen = [replace(unit, floor=max(unit.floor, ceil(least * unit.size - 1e-9))) for unit in chosen]
     kept: dict[str, Tensor] = {}
     fitted: dict[str, None] = {}

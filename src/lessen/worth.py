@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import nn
 
+from lessen.core.edit import Edit, Keep
 from lessen.core.unit import Unit
 from lessen.errors import UsageError
 from lessen.methods.budget import Budget
@@ -80,6 +81,27 @@ def missed(goal: Goal | None, before: Mapping[str, float], after: Mapping[str, f
     if goal is None or name not in after or abs(after[name] - goal.value) <= 0.02 * before[name]:
         return []
     return [f"Asked for {goal.value:,.0f} {name}, came to {after[name]:,.0f}: units lose whole channels or heads, and keep their floors."]
+
+
+def uneven_share(method: Any, units: Sequence[Unit], edits: Sequence[Edit]) -> list[str]:
+    """A word for each kind of which noticeably more or less went than the ratio says, since heads and groups go whole."""
+    left = {edit.unit.name: len(edit.indices) for edit in edits if isinstance(edit, Keep)}
+    if not left or not isinstance(method, Budget) or method.of != "channels":
+        return []
+    notes: list[str] = []
+    for kind in dict.fromkeys(unit.kind for unit in units):
+        own = [unit for unit in units if unit.kind == kind]
+        whole = sum(unit.size for unit in own)
+        gone = whole - sum(left.get(unit.name, unit.size) for unit in own)
+        if abs(gone / whole - method.ratio) > NOTICED:
+            few = min(unit.size for unit in own)
+            went = f"{gone / whole:.0%} went: none is divided, and the smallest unit has {few}"
+            notes.append(f"Asked for {method.ratio:.0%} of all that units of kind {kind} have, {went}.")
+    return notes
+
+
+NOTICED = 0.05
+"""Difference between the share that was asked for and the one that went from which on it is told."""
 
 
 def sizes(model: nn.Module) -> dict[str, float]:

@@ -106,6 +106,7 @@ def resized(model: nn.Module, edits: Sequence[Edit]) -> Iterator[tuple[Any, str,
     """
     copies: dict[tuple[int, str], Any] = {}
     lists: dict[tuple[int, str], list[int]] = {}
+    written: dict[tuple[int, str], int] = {}  # a plan after another one speaks of what that has left
     for edit in edits:
         if not isinstance(edit, Resize):
             continue
@@ -126,7 +127,8 @@ def resized(model: nn.Module, edits: Sequence[Edit]) -> Iterator[tuple[Any, str,
             before[int(index)] = edit.after
             value = kind(before) if kind in (list, tuple) else tuple(before)
         else:
-            _same(getattr(owner, key, None), edit)
+            _same(written.get((id(owner), key), getattr(owner, key, None)), edit)
+            written[id(owner), key] = edit.after
         yield owner, key, value
 
 

@@ -5,6 +5,7 @@ Python's own TypeError names neither. The signature and the annotations of a fun
 
 import functools
 import inspect
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
 from types import NoneType, UnionType
@@ -70,7 +71,9 @@ def check_fields(options: Any) -> None:
         value, hint = getattr(options, field.name), hints[field.name]
         listed = isinstance(value, list) and get_origin(hint) is tuple
         if not (listed or fits(value, hint)):
-            raise UsageError(type(options).__name__, got=f"{field.name}={value!r}"[:80], wanted=spell(hint))
+            share = re.fullmatch(r"\s*(\d+\.?\d*)\s*%\s*", value) if isinstance(value, str) and fits(0.5, hint) else None
+            remedy = f"write {field.name}={float(share[1]) / 100:g}" if share and float(share[1]) < 100 else None
+            raise UsageError(type(options).__name__, got=f"{field.name}={value!r}"[:80], wanted=spell(hint), remedy=remedy)
 
 
 def _hints(function: Callable[..., Any]) -> dict[str, Any]:

@@ -16,6 +16,10 @@ from torch import Tensor
 Kind = Literal["linear", "embedding", "inputs", "ffn", "kv_group", "layer", "channels", "heads", "head_dim", "width", "experts", "vocab"]
 
 
+PER_GROUP = "of every key/value group"
+"""What the reason of a unit says whose channels are the queries of each key/value head: one channel is a head in every group."""
+
+
 @dataclass(frozen=True)
 class Slice:
     """One axis of one tensor along which a unit's channels lie, `span` indices to a channel, from index `start` on.

@@ -11,7 +11,7 @@ from torch import Tensor
 from lessen.core.edit import Drop, Edit, Keep, Replace
 from lessen.core.event import Event, Listener
 from lessen.core.record import Record
-from lessen.core.unit import Kind, Unit, View
+from lessen.core.unit import PER_GROUP, Kind, Unit, View
 from lessen.engine.describe import describe
 from lessen.engine.journal import Journal
 from lessen.engine.walk import Hidden, Inputs, advance, collect, embed
@@ -184,7 +184,8 @@ def record(edit: Edit, method: Any, seconds: float) -> Record:
     """What a pruning edit did, for the run."""
     if isinstance(edit, Keep):
         unit, kept = edit.unit, len(edit.indices)
-        reason = f"{unit.size - kept} of {unit.size} {_WORDS.get(unit.kind, unit.kind)} removed"
+        where = f" {PER_GROUP}" if PER_GROUP in unit.reason else ""
+        reason = f"{unit.size - kept} of {unit.size} {_WORDS.get(unit.kind, unit.kind)}{where} removed"
         return Record(unit.block, unit.name, describe(method), "keep", (unit.size,), (kept,), 0.0, seconds=seconds, reason=reason)
     if isinstance(edit, Drop):
         return Record(edit.unit.block, edit.unit.name, describe(method), "drop", (1,), (0,), 0.0, seconds=seconds, reason="layer removed")

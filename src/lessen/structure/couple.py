@@ -14,7 +14,7 @@ from dataclasses import replace
 from itertools import pairwise, takewhile
 from math import prod
 
-from lessen.core.unit import Kind, Slice, Unit
+from lessen.core.unit import PER_GROUP, Kind, Slice, Unit
 from lessen.structure.axes import Axes, Axis, describe, factors, find, leaves
 from lessen.structure.numbers import WITH_WIDTH
 from lessen.structure.zeros import ALIVE
@@ -54,7 +54,9 @@ def _places(dims: Dims) -> dict[Axis, list[tuple[str, int]]]:
 def _unit(axes: Axes, dims: Dims, leaf: Axis, at: Sequence[tuple[str, int]], name: str, kind: Kind) -> Unit:
     normed = leaf.marks.get("normed")
     count = len({tensor for tensor, _ in at})
-    reason = f"{count} tensor{'s' * (count > 1)} share{'s' * (count == 1)} {_WORDS[kind]}"
+    grouped = kind == "heads" and any(_in_groups(dims[tensor][dim], leaf) for tensor, dim in at)
+    what = f"these query heads {PER_GROUP}" if grouped else _WORDS[kind]
+    reason = f"{count} tensor{'s' * (count > 1)} share{'s' * (count == 1)} {what}"
     if kind == "heads" and WITH_WIDTH in leaf.marks:
         reason += f", and with them the width: {WITH_WIDTH} ({leaf.marks[WITH_WIDTH]})"
     if normed:
@@ -222,6 +224,11 @@ def _has_query_factor(axis: Axis, leaf: Axis) -> bool:
     """Whether heads stand inside these heads in a tensor: q as group x query x feature."""
     flat = factors(axis)
     return any(a is leaf and "heads" in b.marks for a, b in pairwise(flat))
+
+
+def _in_groups(axis: Axis, leaf: Axis) -> bool:
+    """Whether these heads stand inside others in a tensor: they are the queries of one key/value head."""
+    return any(b is leaf and "heads" in a.marks for a, b in pairwise(factors(axis)))
 
 
 def _beside_heads(axis: Axis, leaf: Axis) -> bool:

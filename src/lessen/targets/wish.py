@@ -56,6 +56,9 @@ class Wish:
             if not sign and number > 0 and absolute:
                 scale, unit = _SCALES[absolute[1] or ""], absolute[2] or absolute[3]
                 return cls(_UNITS[unit], number * scale, False)
+        if found and found[2] and "".join(found[3].lower().split()) in _UNITS:
+            wanted = "less than 100%, as something must stay" if found[2] == "%" else "a share that stays, above 0x and at most 1x"
+            raise UsageError("to", got=repr(text), wanted=wanted)
         wanted = 'a share that goes ("20%"), a share that stays ("0.8x", "0.5x macs", "0.7x latency") or an amount ("30MB", "12ms")'
         raise UsageError("to", got=repr(text), wanted=wanted)
 
