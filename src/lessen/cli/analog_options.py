@@ -20,7 +20,7 @@ class OnChip:
     chip: Annotated[str, Parameter(metavar="CHIP")]
     """A preset (`lessen analog presets`) or a TOML file (`lessen analog describe`)."""
     split: Names = ()
-    """Layers that stay digital, by name or pattern."""
+    """Layers that stay digital, by name or pattern; behind a +, routers of experts that lie on tiles."""
 
 
 @Parameter(name="*", group=CALIBRATION)
