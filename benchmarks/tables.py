@@ -43,6 +43,30 @@ def captioner() -> str:
     return "\n".join(lines)
 
 
+def analog() -> str:
+    """analog_quality: one row a network, chip and method; trainings are means over their seeds."""
+    titles = ("network", "chip", "method", "figure", "digital", "at first", "a day", "a year", "chips")
+    lines = [f"| {' | '.join(titles)} |", "|---|---|---|---|--:|--:|--:|--:|--:|"]
+    rows = [row for row in _rows("analog_quality") if "times" in row]
+    order = {network: place for place, network in enumerate(dict.fromkeys(row["network"] for row in rows))}
+    rows.sort(key=lambda row: (order[row["network"]], row["method"] != "plain"))
+    for network, chip, method in dict.fromkeys((row["network"], row["chip"], row["method"]) for row in rows):
+        these = [row for row in rows if (row["network"], row["chip"], row["method"]) == (network, chip, method)]
+        seeds = f", {len(these)} seeds" if len(these) > 1 else ""
+        moments = [_moment(these, when) for when in (None, 86400.0, 365 * 86400.0)]
+        said = [network, chip, method.partition("(")[0] + seeds, these[0]["figure"], f"{these[0]['digital']:.4g}", *moments]
+        lines.append(f"| {' | '.join([*said, str(these[0]['chips'])])} |")
+    return "\n".join(lines)
+
+
+def _moment(rows: list[dict[str, Any]], seconds: float | None) -> str:
+    """Mean over chips and seeds at a time (None: the first), and the spread over chips."""
+    found = [[look for look in row["times"] if look["seconds"] == seconds] if seconds else row["times"][:1] for row in rows]
+    if not all(found):
+        return ""
+    return f"{mean(looks[0]['mean'] for looks in found):.4g} ± {mean(looks[0]['spread'] for looks in found):.2g}"
+
+
 def _spread(values: list[float]) -> str:
     return f"{mean(values):.2f} ± {stdev(values):.2f}" if len(values) > 1 else f"{values[0]:.2f}"
 
@@ -59,7 +83,7 @@ def goals() -> str:
     return "\n".join(lines)
 
 
-TABLES = {"quality": quality, "captioner": captioner, "goals": goals}
+TABLES = {"quality": quality, "captioner": captioner, "analog": analog, "goals": goals}
 
 
 def fresh(text: str) -> str:
