@@ -158,3 +158,30 @@ def test_a_pruned_directory_is_pruned_again(tmp_path: Path, capsys: Any):
         assert code == 0, err
     sizes = [sum(p.numel() for p in lessen.load(tmp_path / name).parameters()) for name in ("model", "small", "smaller")]
     assert sizes[0] > sizes[1] > sizes[2]
+
+
+def test_several_kinds_and_names_go_into_one_option_with_commas(tmp_path: Path, capsys: Any):
+    folder = str(written("vit", tmp_path / "model"))
+    told = []
+    for options in (["--kinds", "heads, head_dim", "--freeze", "vit.layers.0,*.mlp"], ["--kinds", "heads", "--kinds", "head_dim"]):
+        code, text, err = call(capsys, "prune", folder, "--ratio", "0.25", *options, "--json")
+        assert code == 0, err
+        told.append({record["unit"] for record in json.loads(text)["records"]})
+    assert told[0] == {"vit.layers.1.attention.heads", "vit.layers.1.attention.head_dim"} and told[0] < told[1] and len(told[1]) == 4
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--ratio", "20%"], "--ratio: got '20%', wanted a number; write 0.2"),
+        (["--kinds", "heads,hads"], "kinds: got 'hads'"),
+        (["--freeze", "*"], "everything that it could prune is frozen by freeze=['*']"),
+        (["--method", "Taylor"], "batches: got none, wanted one at least: the method looks at data; give batches= (--batches"),
+        (["--method", "BlockInfluence", "--to", "20%"], "wanted its ratio: it drops whole layers"),
+    ],
+)
+def test_a_request_that_makes_no_sense_ends_with_two(options: list[str], message: str, tmp_path: Path, capsys: Any):
+    folder = str(written("vit", tmp_path / "model"))
+    capsys.readouterr()
+    code, _, err = call(capsys, "prune", folder, *options, "--quiet")
+    assert code == 2 and message in err and len(err.strip().splitlines()) == 1

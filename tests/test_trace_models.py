@@ -1,6 +1,7 @@
 """Tracing whole models: agreement with what decoder families declare, fake tensors, refusals, and a model left as it was."""
 
 import copy
+import json
 from pathlib import Path
 from typing import Any
 
@@ -178,8 +179,19 @@ def test_inspect_shows_the_structure_of_any_module(tmp_path: Path, monkeypatch: 
     monkeypatch.chdir(tmp_path)
     assert run(["inspect", "inspected:net", "--units"]) == 0
     out = capsys.readouterr().out
-    assert "0: channels, 8 channels (3 tensors share these channels)" in out
-    assert "2.weight[1] is tied to 0.weight[0] by addmm in 2" in out
+    assert ["0", "channels", "8", "56", "3"] in [line.split() for line in out.splitlines()]  # 4 * 8 + 8 + 8 * 2 parameters
+    assert "is tied to" not in out and out.splitlines()[-1].startswith("3 places of tensors are held. --chains lists them")
+    for option in (["--chains"], ["--unit", "0"]):
+        assert run(["inspect", "inspected:net", *option]) == 0
+        out = capsys.readouterr().out
+        assert "0: channels, 8 channels (3 tensors share these channels)" in out
+        assert "2.weight[1] is tied to 0.weight[0] by addmm in 2" in out
+        assert ("held: 0.weight[1]" in out) == (option == ["--chains"])
+    assert run(["inspect", "inspected:net", "--units", "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["units"][0]["chain"] and told["units"][0]["slices"][0]["length"] == 8 and told["held"]
+    assert run(["inspect", "inspected:net", "--unit", "1"]) == 2
+    assert "got no unit '1'" in capsys.readouterr().err
 
 
 def test_a_module_that_tells_no_example_is_refused():

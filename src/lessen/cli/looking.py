@@ -14,29 +14,39 @@ from lessen.cli.output import emit, say, table
     help_epilogue=epilogue(
         "lessen inspect smollm2-135m",
         "lessen inspect path/to/model --units",
+        "lessen inspect path/to/model --unit model.layers.0.mlp",
         "lessen inspect model.gguf --units --json",
         "lessen inspect package.module:factory --units",
     )
 )
-def inspect(model: str, /, *, units: Switch = False, running: Running = Running()) -> None:
+def inspect(
+    model: str,
+    /,
+    *,
+    units: Switch = False,
+    chains: Switch = False,
+    unit: Annotated[tuple[str, ...], Parameter(metavar="NAME", negative="", show_default=False)] = (),
+    running: Running = Running(),
+) -> None:
     """Show what a model is made of, and which slices of it must change together.
 
     Args:
         model: A directory of any model of transformers, one that lessen wrote, a GGUF file, package.module:factory, or smollm2-135m.
-        units: List every unit with the reason why its slices belong together, and all that tracing finds, with the operations that
-            tie the slices to each other.
+        units: List every unit, a line each, and what is held.
+        chains: List with every unit its slices, the operations that tie them to each other, and every place that is held.
+        unit: List only this unit, with its slices and operations.
     """
     from math import prod
 
     from lessen import open_checkpoint
-    from lessen.cli.structures import show, traced
+    from lessen.cli.structures import Wanted, listed, show, traced
     from lessen.models import whole
     from lessen.report.text import number, size
     from lessen.structure.decoder import units as units_of
 
     module = whole(model)
     if module is not None:
-        show(model, traced(module, model), module, units, running.json)
+        show(model, traced(module, model), module, Wanted(units, chains, unit, running.json))
         return
     checkpoint = open_checkpoint(model)
     found = units_of(checkpoint)
@@ -51,18 +61,16 @@ def inspect(model: str, /, *, units: Switch = False, running: Running = Running(
     }
     kinds = {kind: sum(unit.kind == kind for unit in found) for kind in dict.fromkeys(unit.kind for unit in found)}
     if running.json:
-        structure = traced(checkpoint.skeleton(), checkpoint.label) if units else None
-        emit("inspect", {**facts, "kinds": kinds, "units": found if units else None, "traced": structure and structure.units})
+        structure = traced(checkpoint.skeleton(), checkpoint.label) if units or chains or unit else None
+        emit("inspect", {**facts, "kinds": kinds, "units": found if structure else None, "traced": structure and structure.units})
         return
     shown = {**facts, "parameters": number(facts["parameters"]), "size_bytes": size(facts["size_bytes"])}
     shown["tied"] = ", ".join(f"{alias} = {name}" for alias, name in checkpoint.tied.items()) or "nothing"
     table(("", ""), [(name.replace("size_bytes", "size"), str(value)) for name, value in shown.items()])
     say("")
-    if units:
-        rows = [(unit.name, unit.kind, str(unit.size), ", ".join(s.name for s in unit.slices), unit.reason) for unit in found]
-        table(("unit", "kind", "channels", "slices", "reason"), rows, {2})
-        say("")
-        say(str(traced(checkpoint.skeleton(), checkpoint.label)))
+    if units or chains or unit:
+        skeleton = checkpoint.skeleton()
+        listed(traced(skeleton, checkpoint.label), skeleton, Wanted(units, chains, unit, False), found)
     else:
         table(("kind of unit", "how many"), [(kind, str(count)) for kind, count in kinds.items()], {1})
 

@@ -26,7 +26,8 @@ class What:
     to: Annotated[str | None, Parameter(metavar="SIZE")] = None
     """Budget: 20% (goes), 0.8x (stays), 30MB, "30% macs", 12ms (measured here)."""
     kinds: Names = ()
-    """Kinds of unit, instead of widths inside blocks: channels, kv_group, heads, head_dim, width, experts, layer, vocab."""
+    """Kinds of unit, instead of widths inside blocks: channels, kv_group, heads, head_dim, width, experts, layer, vocab. Several with
+    commas, or the option again."""
     freeze: Names = ()
     """Modules or parameters that stay whole, by name or pattern."""
     uniform: Switch = False
@@ -48,7 +49,7 @@ class Data:
     help_epilogue=epilogue(
         "lessen prune path/to/vit --method Magnitude --ratio 0.2",
         "lessen prune path/to/vit --to '30% macs' --freeze '*.attention' --out small",
-        "lessen prune path/to/t5 --kinds heads --ratio 0.25 --uniform --out small",
+        "lessen prune path/to/t5 --kinds heads,head_dim --ratio 0.25 --uniform --out small",
         "lessen prune path/to/llama --method Taylor --calibration notes.txt --to 20% --out small",
         "lessen prune package.module:factory --method UKMP --batches package.module:data --to 0.5x --out small --json",
     )
@@ -92,7 +93,8 @@ def prune(
     with listening(running) as on_event:
         module = lessen.load(model)
         seen = _imported(data.batches) if data.batches else _text(module, model, data.calibration) if data.calibration else []
-        wanted: dict[str, Any] = {"to": what.to, "kinds": what.kinds or None, "freeze": what.freeze, "uniform": what.uniform}
+        kinds, freeze = _listed(what.kinds), _listed(what.freeze)
+        wanted: dict[str, Any] = {"to": what.to, "kinds": kinds or None, "freeze": freeze, "uniform": what.uniform}
         wanted |= {"method": deciding, "prove": False if no_prove else None, "on_event": on_event}
         made = lessen.prune(module, _example(module, model, seen), seen, **wanted)
         if out is not None:
@@ -108,6 +110,11 @@ def prune(
     table(("", "before", "after"), [(name, f"{had:,.6g}", f"{made.after[name]:,.6g}") for name, had in made.before.items()], {1, 2})
     tell([*([] if method else [f"{type(deciding).__name__} decided; --method names another."]), *made.notes])
     say(f"\nlessen.load({str(out)!r}) opens it" if out else "\nnothing was written; --out DIR writes the smaller model")
+
+
+def _listed(names: tuple[str, ...]) -> tuple[str, ...]:
+    """Names as they were given: several options, or one with commas."""
+    return tuple(part.strip() for name in names for part in name.split(",") if part.strip())
 
 
 def _shape(shape: Any) -> str:

@@ -1,5 +1,6 @@
 """What the parser of the command line refuses, in the words of all other errors: where, got, wanted, remedy."""
 
+import re
 from collections.abc import Sequence
 from difflib import get_close_matches
 
@@ -35,7 +36,9 @@ def told(error: CycloptsError, commands: Sequence[str]) -> str:
             said = UsageError(command, got=repr(token), wanted="nothing more", remedy=usage)
         case CoercionError(token=token, target_type=wanted) if token is not None:
             words = _TYPES.get(wanted) if isinstance(wanted, type) else None
-            said = UsageError(token.keyword or command, got=repr(token.value), wanted=words or "a value of another kind")
+            share = re.fullmatch(r"(\d+\.?\d*)%", token.value) if wanted is float else None
+            remedy = f"write {float(share[1]) / 100:g}" if share else None
+            said = UsageError(token.keyword or command, got=repr(token.value), wanted=words or "a value of another kind", remedy=remedy)
         case MissingArgumentError(argument=argument) if argument is not None and error.keyword:
             said = UsageError(error.keyword, got="nothing after it", wanted="a value", remedy=usage)
         case MissingArgumentError(argument=argument) if argument is not None:

@@ -9,7 +9,7 @@ from torch import nn
 from lessen.core.event import Event, Listener
 from lessen.core.modules import evaluating
 from lessen.core.unit import Unit
-from lessen.errors import LessenError, one_line
+from lessen.errors import LessenError, UsageError, one_line
 from lessen.stats import curvature, gradients, inputs, routed
 from lessen.stats.gradients import Collecting, Gradient
 from lessen.stats.objectives import Objective, forward
@@ -37,12 +37,15 @@ def survey(
         one dict per unit, and the names of the losses.
 
     Raises:
-        LessenError: something is needed and there are no batches, or the model fails on one.
+        UsageError: something is needed and there are no batches. LessenError: the model fails on one.
     """
     if not needs:
         return [{} for _ in units], ()
     how = how or Collecting()
     batches = list(batches)
+    if not batches:
+        remedy = "give batches= (--batches or --calibration), or a method that looks at none (Magnitude)"
+        raise UsageError("batches", got="none", wanted="one at least: the method looks at data", remedy=remedy)
     by_gradient = [need for need in needs if issubclass(need, Gradient)]
     by_input = [need for need in needs if not issubclass(need, Gradient)]
     total = len(batches) * (bool(by_gradient) * max(1, how.passes) + bool(by_input))

@@ -59,12 +59,16 @@ class Structure:
     def __str__(self) -> str:
         lines: list[str] = []
         for unit in self.units:
-            lines.append(f"{unit.name}: {unit.kind}, {unit.size} channel{'s' * (unit.size != 1)} ({unit.reason})")
-            lines += [f"  {_place(part)}" for part in unit.slices]
-            lines += [f"  {line}" for line in unit.chain[1:]]
+            lines += explained(unit)
         lines += [f"held: {place}, since {reason}" for place, reason in self.held.items()]
         lines += [f"note: {note}" for note in self.notes]
         return "\n".join(lines)
+
+
+def explained(unit: Unit) -> list[str]:
+    """A unit in lines: what it is, its slices, and the operations that tie them."""
+    lines = [f"{unit.name}: {unit.kind}, {unit.size} channel{'s' * (unit.size != 1)} ({unit.reason})"]
+    return [*lines, *(f"  {_place(part)}" for part in unit.slices), *(f"  {line}" for line in unit.chain[1:])]
 
 
 def _place(part: Slice) -> str:
