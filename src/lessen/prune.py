@@ -39,7 +39,7 @@ from lessen.structure.counts import counts, uneven
 from lessen.structure.found import Structure
 from lessen.structure.resize import resizes
 from lessen.structure.state import untouched
-from lessen.structure.uniform import TRIES, said
+from lessen.structure.uniform import FEW, said
 from lessen.structure.wide import fits
 from lessen.targets.cost import Goal
 from lessen.targets.latency import measured
@@ -358,7 +358,7 @@ def _settle(model: nn.Module, smaller: nn.Module, edits: Sequence[Edit], example
     if not hasattr(model, "config"):
         return []
     kept = "save the model with its edits, and load it with lessen"
-    config = stock_config(model, smaller, edits, None if uniform else TRIES)
+    config = stock_config(model, smaller, edits, None if uniform else FEW)
     if config is None:
         return [f"No configuration of {type(model).__name__} says these widths: {kept}."] * uniform
     made = restocked(smaller, config)

@@ -74,11 +74,12 @@ def stock_config(model: nn.Module, smaller: nn.Module, edits: Sequence[Edit], tr
     able = {place: value for place, value in places.items() if place[1] not in fixed or value is None}
     choices = {place: values for place, value in able.items() if len(values := _values(place, value, pairs, places)) > 1}
     exact = dict(sorted(pairs))
-    # Each wrong field hides how right the others are: the search starts where all have followed, and where none has.
+    # Each wrong field hides how right the others are: where all that followed is not it, the search starts where none has.
     whole = {place: values[0] or _head_dim(place, places) for place, values in choices.items()}
-    starts = [{place: exact.get(value or 0, value) for place, value in whole.items()}, whole]
+    followed = {place: exact.get(value or 0, value) for place, value in whole.items()}
     budget = [tries]
-    found = (_search(start, choices, lambda setting: _wrong(model, _with(config, setting), wanted), budget) for start in starts)
+    starts = ((followed, {}), (whole, choices), (followed, choices))
+    found = (_search(start, free, lambda setting: _wrong(model, _with(config, setting), wanted), budget) for start, free in starts)
     setting = next((setting for setting in found if setting is not None), None)
     return None if setting is None else _with(config, setting)
 

@@ -21,7 +21,9 @@ from lessen.structure.found import Structure
 from lessen.structure.resize import resizes
 
 TRIES = 32
-"""Settings of a configuration to try for one width; those that there are follow each other closely."""
+"""Settings of a configuration to try for one width where stock loaders are to read the result."""
+FEW = 12
+"""The same where nobody asked for it: enough for one kind of width, and no wait where no field says it."""
 
 
 def said(model: nn.Module, structure: Structure, units: Sequence[Unit]) -> tuple[list[Unit], int, list[str]]:
