@@ -43,6 +43,19 @@ def captioner() -> str:
     return "\n".join(lines)
 
 
+def pruned() -> str:
+    """prune_llm: one row a ratio and method, perplexities at each stage, near and far from the calibration text."""
+    stages = ("pruned", "compensated", "recovered")
+    titles = ["removed", "method", *(f"{text}, {stage}" for text in ("near", "far") for stage in stages)]
+    lines = [f"| {' | '.join(titles)} |", f"|--:|---|{'--:|' * 6}"]
+    rows = {(row["ratio"], row["method"], row["stage"]): row for row in _rows("prune_llm") if "near_ppl" in row}
+    for ratio, method in dict.fromkeys((ratio, method) for ratio, method, _ in sorted(rows, key=lambda key: (key[0], key[1] != "lessen"))):
+        each = [rows.get((ratio, method, "dense" if method == "dense" else stage), {}) for stage in stages]
+        found = [_figure(row, f"{text}_ppl", 1) for text in ("near", "far") for row in (each[:1] + [{}, {}] if method == "dense" else each)]
+        lines.append(f"| {ratio:.0%} | {method} | {' | '.join(found)} |")
+    return "\n".join(lines)
+
+
 def analog() -> str:
     """analog_quality: one row a network, chip and method; trainings are means over their seeds."""
     titles = ("network", "chip", "method", "figure", "digital", "at first", "a day", "a year", "chips")
@@ -83,7 +96,7 @@ def goals() -> str:
     return "\n".join(lines)
 
 
-TABLES = {"quality": quality, "captioner": captioner, "analog": analog, "goals": goals}
+TABLES = {"quality": quality, "pruned": pruned, "captioner": captioner, "analog": analog, "goals": goals}
 
 
 def fresh(text: str) -> str:
