@@ -40,6 +40,11 @@ def test_one_number_that_says_what_is_left_is_written_everywhere(name: str, kind
     for owner in owners:
         assert {field: getattr(owner, field) for field in fields} == fields
     assert is_stock(made.model)
+    with torch.device("meta"):
+        fresh = dict(type(made.model)(made.model.config).named_modules())
+    for path, module in made.model.named_modules():
+        numbers = {key: value for key, value in vars(module).items() if type(value) is int}
+        assert numbers == {key: vars(fresh[path]).get(key, value) for key, value in numbers.items()}
     lessen.save(made, tmp_path / "small")
     stock = getattr(transformers, KINDS[name][0]).from_pretrained(tmp_path / "small", dtype=torch.float32).eval()
     example = example_inputs(made.model)

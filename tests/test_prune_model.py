@@ -430,7 +430,7 @@ def test_whole_blocks_of_a_module_in_memory_are_dropped():
     pruned = lessen.prune(model, tokens(2, 12), list(tokens(4, 12).split(1)), method=BlockInfluence(ratio=1 / 3))
     config: Any = pruned.model.config
     assert [edit.unit.name for edit in pruned.edits if isinstance(edit, Drop)] == ["model.layers.1"] and config.num_hidden_layers == 2
-    with pytest.raises(UsageError, match="this method removes whole units"):
+    with pytest.raises(UsageError, match="it drops whole layers"):
         lessen.prune(model, tokens(2, 12), method=BlockInfluence(), to="20%")
 
 

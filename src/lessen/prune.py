@@ -361,8 +361,11 @@ def _settle(model: nn.Module, smaller: nn.Module, edits: Sequence[Edit], example
     config = stock_config(model, smaller, edits, None if uniform else FEW)
     if config is None:
         return [f"No configuration of {type(model).__name__} says these widths: {kept}."] * uniform
-    made = restocked(smaller, config)
-    if not renumbered and not _equal(smaller, made, example):
+    try:
+        made = restocked(smaller, config)
+    except LessenError:  # the model's own code cannot be run without values
+        made = None
+    if made is None or (not renumbered and not _equal(smaller, made, example)):
         return [f"Stock code computes other constants from these widths: {kept}."] * uniform
     share(smaller, made)
     return []

@@ -174,12 +174,16 @@ def _accepted(config: Any) -> bool:
 
 
 def share(model: nn.Module, made: nn.Module) -> None:
-    """Give the modules of a model the configurations of another one of the same class, which share what they share there."""
+    """Give the modules of a model the configurations and the numbers of another one, that stock code made in the same shapes.
+
+    Some numbers nobody reads in a forward (`hidden_size` of a block), so that no trace can tell what becomes of them.
+    """
     others = dict(made.named_modules())
     for path, module in model.named_modules():
-        own = getattr(others.get(path), "config", None)
-        if "config" in module.__dict__ and _inside(own):
-            module.__dict__["config"] = own
+        for key, own in vars(others.get(path, nn.Module())).items():
+            before = module.__dict__.get(key)
+            if (key == "config" and before is not None and _inside(own)) or (type(own) is type(before) is int and own != before):
+                module.__dict__[key] = own
 
 
 def _shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
