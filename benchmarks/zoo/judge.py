@@ -5,6 +5,7 @@ original must give the same outputs; norms count the channels that are left (see
 """
 
 import copy
+from contextlib import ExitStack
 from itertools import product
 from typing import Any
 
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.zoo.hub import run
+from lessen.core.modules import plain_attention
 from lessen.errors import LessenError
 from lessen.structure.check import KeptNorms, described, left_of
 
@@ -35,24 +37,14 @@ def judge(original: nn.Module, smaller: nn.Module, inputs: Any) -> dict[str, Any
     """
     before, after = _count(original), _count(smaller)
     try:
-        found = run(smaller, inputs)
+        run(smaller, inputs)
     except Exception as error:
         raise Wrong(f"does not run: {type(error).__name__}: {error}"[:300]) from error
     masked = copy.deepcopy(original)
     untied = _untie(masked, smaller)
     _mask(masked, smaller)
-    with KeptNorms(left_of(dict(masked.named_parameters()), dict(smaller.named_parameters()))):
-        wanted = run(masked, inputs)
-    if len(found) != len(wanted) or found[0].shape != wanted[0].shape:
-        raise Wrong("the shape of the output changed", silent=True)
-    pairs = [(a, b) for a, b in zip(found, wanted, strict=True) if a.shape == b.shape and a.numel()]
-    if not all(bool(a.isfinite().eq(b.isfinite()).all()) for a, b in pairs):
-        raise Wrong("outputs are not finite", silent=True)
-    worst = max(
-        (float(torch.nan_to_num(a - b).abs().max()) / max(1.0, float(torch.nan_to_num(b).abs().max())) for a, b in pairs), default=1.0
-    )
-    if worst > TOLERANCE:
-        raise Wrong(f"differs from the masked model by {worst:.2g}", silent=True)
+    worst = _compared(masked, smaller, inputs)
+    _elsewhere(masked, smaller, inputs)
     try:
         described(copy.deepcopy(smaller))
     except LessenError as error:
@@ -63,6 +55,55 @@ def judge(original: nn.Module, smaller: nn.Module, inputs: Any) -> dict[str, Any
     if untied:
         raise Wrong(f"right, but {untied[0]} and {untied[1]} are no longer tied", silent=True)
     return {"removed": round(removed, 3), "difference": float(f"{worst:.2g}")}
+
+
+def _compared(masked: nn.Module, smaller: nn.Module, inputs: Any) -> float:
+    """The largest difference of outputs, over the largest output."""
+    with KeptNorms(left_of(dict(masked.named_parameters()), dict(smaller.named_parameters()))):
+        wanted = run(masked, inputs)
+    found = run(smaller, inputs)
+    if len(found) != len(wanted) or found[0].shape != wanted[0].shape:
+        raise Wrong("the shape of the output changed", silent=True)
+    pairs = [(a, b) for a, b in zip(found, wanted, strict=True) if a.shape == b.shape and a.numel()]
+    if not all(bool(a.isfinite().eq(b.isfinite()).all()) for a, b in pairs):
+        raise Wrong("outputs are not finite", silent=True)
+    worst = max(
+        (float(torch.nan_to_num(a - b).abs().max()) / max(1.0, float(torch.nan_to_num(b).abs().max())) for a, b in pairs), default=1.0
+    )
+    if worst > TOLERANCE:
+        raise Wrong(f"differs from the masked model by {worst:.2g}", silent=True)
+    return worst
+
+
+def _elsewhere(masked: nn.Module, smaller: nn.Module, inputs: Any) -> None:
+    """The same with attention taken apart, and with padding at the start of a text, wherever the whole model runs so.
+
+    A number that a module keeps may be asked for in these ways alone.
+    """
+    for what, given, eager in (("eager attention", inputs, True), ("padding", _padded(inputs), False)):
+        with ExitStack() as stack:
+            if eager:
+                stack.enter_context(plain_attention(masked, smaller))
+            try:
+                run(masked, given)
+            except Exception:
+                continue
+            try:
+                _compared(masked, smaller, given)
+            except Wrong as error:
+                raise Wrong(f"with {what}, {error}", silent=True) from error
+            except Exception as error:
+                raise Wrong(f"with {what}, does not run: {type(error).__name__}: {error}"[:300], silent=True) from error
+
+
+def _padded(inputs: Any) -> Any:
+    """The inputs with an attention mask that leaves out the first two tokens of the first text."""
+    ids = inputs.get("input_ids") if isinstance(inputs, dict) else None
+    if not isinstance(ids, Tensor) or ids.ndim != 2 or ids.shape[1] < 4:
+        return inputs
+    mask = torch.ones_like(ids)
+    mask[0, :2] = 0
+    return {**inputs, "attention_mask": mask}
 
 
 def _count(model: nn.Module) -> int:

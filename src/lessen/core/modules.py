@@ -64,22 +64,41 @@ def plain_experts(*models: nn.Module) -> Iterator[None]:
 
     The fused kernels take no float64, and in them nobody can see which rows belong to one expert.
     """
-    found: dict[int, tuple[Any, str | None]] = {}
-    for module in (module for model in models for module in model.modules()):
-        own = getattr(getattr(module, "config", None), "__dict__", {})
-        if EXPERTS in own and getattr(module, "_can_set_experts_implementation", bool)():
-            found.setdefault(id(own), (own, own[EXPERTS]))
-    try:
-        for own, _ in found.values():
-            own[EXPERTS] = "eager"
+    with _eager(models, EXPERTS, "_can_set_experts_implementation"):
         yield
-    finally:
-        for own, before in found.values():
-            own[EXPERTS] = before
+
+
+@contextmanager
+def plain_attention(*models: nn.Module) -> Iterator[None]:
+    """Attention as products and a softmax for the while, as far as transformers lets one choose.
+
+    The fused kernel repeats keys and values by itself where there is no mask: the number that says how often is not asked for there, and
+    is with padding. So what is right here is right there, and not the other way round.
+    """
+    with _eager(models, ATTENTION, "_can_set_attn_implementation"):
+        yield
 
 
 EXPERTS = "_experts_implementation_internal"
 """Where a configuration of transformers says how packs of experts are computed."""
+ATTENTION = "_attn_implementation_internal"
+"""Where it says how attention is computed."""
+
+
+@contextmanager
+def _eager(models: tuple[nn.Module, ...], key: str, may: str) -> Iterator[None]:
+    found: dict[int, tuple[Any, str | None]] = {}
+    for module in (module for model in models for module in model.modules()):
+        own = getattr(getattr(module, "config", None), "__dict__", {})
+        if id(own) not in found and key in own and getattr(module, may, bool)():
+            found[id(own)] = own, own[key]
+    try:
+        for own, _ in found.values():
+            own[key] = "eager"
+        yield
+    finally:
+        for own, before in found.values():
+            own[key] = before
 
 
 def _modes(models: tuple[nn.Module, ...]) -> list[tuple[nn.Module, bool]]:

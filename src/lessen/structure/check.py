@@ -20,7 +20,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from lessen.core.apply import apply
 from lessen.core.edit import Edit
-from lessen.core.modules import copied
+from lessen.core.modules import copied, plain_attention
 from lessen.core.sizes import refresh
 from lessen.errors import LessenError, one_line
 from lessen.structure.example import arguments, mapped
@@ -197,10 +197,15 @@ def check(model: nn.Module, edits: Sequence[Edit], inputs: Any, tolerance: float
 def _difference(
     masked: nn.Module, smaller: nn.Module, edits: Sequence[Edit], kept: Left, inputs: Any, modes: Sequence[TorchDispatchMode], where: str
 ) -> float:
-    """The largest difference between the outputs of both, relative to the largest output."""
+    """The largest difference between the outputs of both, relative to the largest output.
+
+    Both compute attention step by step, where every number that a module keeps is asked for; the smaller one must run as it is, too.
+    """
     modes = [GroupedProducts(), *modes]
-    wanted = run(masked, inputs, lambda: [*modes, Unchosen(masked, edits), KeptNorms(kept)], where)
-    found = run(smaller, inputs, lambda: modes, where)
+    run(smaller, inputs, lambda: modes, where)
+    with plain_attention(masked, smaller):
+        wanted = run(masked, inputs, lambda: [*modes, Unchosen(masked, edits), KeptNorms(kept)], where)
+        found = run(smaller, inputs, lambda: modes, where)
     pairs = [(a, b) for a, b in zip(found, wanted, strict=len(found) == len(wanted)) if a.shape == b.shape]
     if not pairs:
         raise LessenError(

@@ -26,6 +26,7 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException, FakeTensorMode
 
+from lessen.core.modules import plain_attention
 from lessen.core.strict import strict
 from lessen.errors import LessenError, UsageError, nearest, one_line
 from lessen.structure.agree import agree
@@ -78,7 +79,7 @@ def trace(
 
     def watched(fake: bool) -> tuple[Watch, dict[str, list[Axis]], set[str]]:
         watch = Watch({module: name for name, module in modules.items()}, rules or {}, freeze)
-        with untouched(model), remembered(model, watch.values), plain_kernels():
+        with untouched(model), plain_attention(model), remembered(model, watch.values), plain_kernels():
             return watch, *_run(model, watch, tensors, example_inputs, fake)
 
     try:
