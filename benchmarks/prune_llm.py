@@ -263,7 +263,8 @@ def goals(rows: Sequence[Row]) -> list[Goal]:
                 have = ours.get(f"{text}_ppl")
                 rivals = [row[f"{text}_ppl"] for row in others if f"{text}_ppl" in row]
                 factor = min(rivals) / have if rivals and have else None
-                title = f"{ratio:.0%} {stage}, {text}: perplexity of the best other ({len(rivals)} measured) over ours"
+                said = "pruned, each with what it repairs itself" if stage == "pruned" else stage
+                title = f"{ratio:.0%} {said}, {text}: perplexity of the best other ({len(rivals)} measured) over ours"
                 made.append(at_least(title, factor, 1.0, "x"))
     dense, ours = found.get("dense", {}), found.get(f"20% {OURS} recovered", {})
     for text in ("near", "far"):

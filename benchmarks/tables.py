@@ -51,7 +51,7 @@ def pruned() -> str:
     rows = {(row["ratio"], row["method"], row["stage"]): row for row in _rows("prune_llm") if "near_ppl" in row}
     for ratio, method in dict.fromkeys((ratio, method) for ratio, method, _ in sorted(rows, key=lambda key: (key[0], key[1] != "lessen"))):
         each = [rows.get((ratio, method, "dense" if method == "dense" else stage), {}) for stage in stages]
-        found = [_figure(row, f"{text}_ppl", 1) for text in ("near", "far") for row in (each[:1] + [{}, {}] if method == "dense" else each)]
+        found = [_figure(row, f"{text}_ppl", 1) for text in ("near", "far") for row in ([*each[:1], {}, {}] if method == "dense" else each)]
         lines.append(f"| {ratio:.0%} | {method} | {' | '.join(found)} |")
     return "\n".join(lines)
 

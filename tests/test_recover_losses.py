@@ -58,6 +58,17 @@ def test_a_token_that_the_teacher_rules_out_adds_nothing():
     assert torch.isfinite(divergence(torch.tensor([0.0, 1.0, 3.0]), teacher, "forward"))
 
 
+def test_the_cosine_of_maps_is_taken_over_channels():
+    maps, loss = random(2, 8, 5, 7), Features({}, kind="cosine")
+    scaled = maps * random(2, 1, 5, 7, seed=1).abs().add(0.5)  # positions alone: every vector keeps its direction
+    turned = maps * random(2, 8, 5, 1, seed=2).abs().add(0.5)
+    assert loss.of_features(scaled, maps).abs().max() < 1e-6
+    assert loss.of_features(turned, maps).min() > 1e-3
+    rows = maps.flatten(2).transpose(1, 2)
+    want = 1 - (rows * turned.flatten(2).transpose(1, 2)).sum(-1) / rows.norm(dim=-1) / turned.flatten(2).transpose(1, 2).norm(dim=-1)
+    assert torch.allclose(loss.of_features(turned, maps), want.mean(1), atol=1e-6)
+
+
 @pytest.mark.parametrize("loss", [Features({}), Features({}, kind="cosine"), Relations({})])
 def test_feature_losses_vanish_with_their_gradient_where_nothing_differs(loss: Features | Relations):
     features = random(3, 6, 8).requires_grad_()

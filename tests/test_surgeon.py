@@ -134,3 +134,13 @@ def test_moments_are_exact_under_autocast():
     with torch.autocast("cpu", torch.bfloat16):
         cast.update(x)
     assert torch.equal(plain.value(), cast.value())
+
+
+def test_channels_that_convolutions_read_are_left_to_others():
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        net = nn.Sequential(nn.Conv2d(3, 6, 3), nn.ReLU(), nn.Conv2d(6, 4, 3), nn.Flatten(), nn.Linear(16, 12), nn.ReLU(), nn.Linear(12, 2))
+        x, y = torch.randn(8, 3, 6, 6), torch.randint(2, (8,))
+    pruned = lessen.prune(net.eval(), x, [(x, y)], method=Surgeon(), to="30%")
+    assert "4" in pruned.kept and "0" not in pruned.kept
+    assert any("convolutions read their channels" in note for note in pruned.notes)

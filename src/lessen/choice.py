@@ -159,15 +159,20 @@ def matching(model: nn.Module, freeze: Sequence[str]) -> tuple[str, ...]:
     ('0.bias', '1.bias')
     """
     tensors = [*dict(model.named_parameters(remove_duplicate=False)), *dict(model.named_buffers(remove_duplicate=False))]
-    known = list(dict.fromkeys([*(name for name, _ in model.named_modules()), *tensors]))
+    known = list(dict.fromkeys([*(name for name, _ in model.named_modules() if name), *tensors]))
     found: dict[str, None] = {}
     for pattern in freeze:
         hits = [name for name in known if fnmatchcase(name, pattern)]
         if not hits:
             wanted = "a module, parameter or buffer, or a pattern of them (*.attention)"
-            raise UsageError("freeze", got=repr(pattern), wanted=wanted, remedy=nearest(pattern, known)[:200])
+            raise UsageError("freeze", got=repr(pattern), wanted=wanted, remedy=_like(pattern, known))
         found |= dict.fromkeys(hits)
     return tuple(found)
+
+
+def _like(pattern: str, known: Sequence[str]) -> str:
+    found = nearest(pattern, known)
+    return found if found.startswith("did you mean") else "such as " + ", ".join(known[:6])
 
 
 def view_of(unit: Unit, tensors: Mapping[str, Tensor]) -> View:

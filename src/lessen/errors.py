@@ -37,6 +37,10 @@ class QualityGateMissed(LessenError):
     exit_code = 3
 
 
+SHOWN = 40
+"""Names that a remedy lists."""
+
+
 def nearest(name: str, options: Iterable[str]) -> str:
     """The remedy for a misspelt name.
 
@@ -48,7 +52,10 @@ def nearest(name: str, options: Iterable[str]) -> str:
     options = sorted(options)
     by_lower = {option.lower(): option for option in options}
     close = get_close_matches(name.lower(), by_lower, n=1, cutoff=0.5)
-    return f"did you mean {by_lower[close[0]]}?" if close else f"choose from {', '.join(options)}"
+    if close:
+        return f"did you mean {by_lower[close[0]]}?"
+    more = f" and {len(options) - SHOWN} more" if len(options) > SHOWN else ""
+    return f"choose from {', '.join(options[:SHOWN])}{more}"
 
 
 def one_line(error: Exception) -> str:

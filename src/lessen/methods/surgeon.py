@@ -57,6 +57,11 @@ class Surgeon(Objectives):
     def needs(self) -> tuple[type, ...]:
         return (OutputFisher,)
 
+    def unable(self, view: View) -> str | None:
+        """Layers that read a unit must be linear ones: moments of patches are not taken."""
+        convolved = any(part.axis == 1 and part.name in view.tensors and view.tensors[part.name].ndim > 2 for part in view.unit.slices)
+        return "convolutions read their channels, which Fisher or Taylor judges" if convolved else None
+
     def score(self, view: View, stats: Stats) -> Tensor:
         """The loss at which each channel leaves, "channel", float64."""
         layers = [_Layer(read, read.view(view).weight, self.damping) for read in stats[Read]]

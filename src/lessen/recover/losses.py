@@ -202,14 +202,14 @@ class Features:
     modules: Mapping[str, str]
     """Module of the student -> module of the teacher."""
     kind: Literal["mse", "cosine"] = "mse"
-    """Normalised squared error, or 1 - cosine at every position."""
+    """Normalised squared error, or 1 - cosine at every position, over channels: the second axis of maps, else the last one."""
     weight: float = 1.0
     """Factor in the sum of losses."""
 
     def of_features(self, student: Tensor, teacher: Tensor) -> Tensor:
         student, teacher = student.float(), teacher.float()
         if self.kind == "cosine":
-            return (1 - F.cosine_similarity(student, teacher, dim=-1)).flatten(1).mean(1)
+            return (1 - F.cosine_similarity(student, teacher, dim=1 if student.ndim == 4 else -1)).flatten(1).mean(1)
         flat = [F.normalize(x.flatten(1), dim=1) for x in (student, teacher)]
         return (flat[0] - flat[1]).square().mean(1)
 

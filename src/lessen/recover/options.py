@@ -47,7 +47,7 @@ class Options:
     train: tuple[str, ...] = ()
     """Train only parameters whose name contains one of these; empty trains all (with adapters: the adapters)."""
     norms: bool = True
-    """Let batch norms follow the data while training; dropout is off either way."""
+    """Let batch norms follow the data while training, of each process and micro-batch by itself; dropout is off either way."""
     evaluate_every: int = 20
     """Steps between two looks at the held-out data."""
     patience: int | None = 5
