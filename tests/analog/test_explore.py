@@ -203,3 +203,49 @@ def test_ray_is_asked_to_run_the_same_work(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setitem(sys.modules, "ray", ray)
     found = explore(quality, PRICE, BASE, SPACE, Search(trials=5, workers=2, backend="ray", storage=tmp_path / "s.log"))
     assert len(found.designs) == 5 and started == [True]
+
+
+def judged_on(scale: Any, chip: Chip) -> float:
+    return quality(chip) * float(scale.sum())
+
+
+def test_a_storage_of_another_network_or_of_other_data_is_refused(tmp_path: Path):
+    from torch import nn, ones, zeros
+
+    def of(model: nn.Module) -> Any:
+        return lambda chip: quality(chip) + float(model.get_parameter("weight").detach().sum())
+
+    few = {"adc.bits": [4, 6]}
+    for number, (mine, other) in enumerate(
+        [(partial(judged_on, ones(2)), partial(judged_on, zeros(2))), (of(nn.Linear(2, 2)), of(nn.Linear(2, 2)))]
+    ):
+        search = Search(trials=2, storage=tmp_path / f"{number}.log")
+        found = explore(mine, PRICE, BASE, few, search)
+        assert explore(mine, PRICE, BASE, few, search) == found
+        with pytest.raises(UsageError, match="a search with another network, judge or data"):
+            explore(other, PRICE, BASE, few, search)
+        with pytest.raises(UsageError, match="a search with another price"):
+            explore(mine, partial(cost, SHAPES[:1]), BASE, few, search)
+
+
+def test_a_storage_knows_the_weights_and_the_batches_of_a_run(tmp_path: Path):
+    import torch
+
+    from lessen.analog.run.job import searched
+    from lessen.analog.run.subject import Data
+
+    def net(seed: int) -> Any:
+        torch.manual_seed(seed)
+        return torch.nn.Sequential(torch.nn.Linear(8, 4))
+
+    x = torch.randn(8, 8)
+    search, few = Search(trials=1, storage=tmp_path / "s.log"), {"adc.bits": (8,)}
+    given: dict[str, Any] = {"data": Data(batches=[x, x]), "chips": 1}
+    assert (
+        searched(net(0), "pcm-nandakumar", few, search, **given).exploration
+        == searched(net(0), "pcm-nandakumar", few, search, **given).exploration
+    )
+    changes = [(net(1), {}), (net(0), {"data": Data(batches=[x, 2 * x])}), (net(0), {"chips": 2}), (net(0), {"seconds": 60.0})]
+    for model, change in changes:
+        with pytest.raises(UsageError, match="a search with another network, judge or data"):
+            searched(model, "pcm-nandakumar", few, search, **given | change)

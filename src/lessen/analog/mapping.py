@@ -107,6 +107,11 @@ class Mapped:
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         return self.model(*args, **kwargs)
 
+    def identity(self) -> Any:
+        """What it is whichever instance is programmed: weights, chip, layers and the ranges of their converters."""
+        ranges = {name: (self.tiles(name).ranges.input, self.tiles(name).ranges.sums) for name in sorted(self.layers)}
+        return self.model, repr(self.chip), ranges
+
     def tiles(self, name: str) -> Tiles:
         """The analog half of a layer."""
         return self.layers[name].tiles  # pyright: ignore[reportReturnType]

@@ -146,12 +146,19 @@ class Quality:
     threads: int | None = None
     opened: list[Subject] = field(default_factory=list, compare=False, repr=False)
 
-    def __call__(self, chip: Chip) -> float:
+    def identity(self) -> Any:
+        """What decides the quality of a chip."""
+        return self._network().identity(), self.split, self.chips, self.seconds
+
+    def _network(self) -> Subject:
         if not self.opened:
             if self.threads is not None:
                 torch.set_num_threads(self.threads)
             self.opened.append(subject(self.model, self.data))
-        network = self.opened[0]
+        return self.opened[0]
+
+    def __call__(self, chip: Chip) -> float:
+        network = self._network()
         mapped = put(network.model, chip, split=self.split, calibration=network.calibration, run=call)
         first = chip.device.first
         seconds = first if self.seconds is None else max(self.seconds, first)

@@ -45,6 +45,10 @@ class OnText:
         self.tokens = tokens
         self._remembered = _Remembered(model, tokens)
 
+    def identity(self) -> Any:
+        """The tokens; that the digital model answers to them follows from its weights."""
+        return self.tokens
+
     @property
     def metrics(self) -> tuple[Metric, ...]:
         found = []
@@ -96,6 +100,10 @@ class OnBatches:
         labels = [labels_of(batch) if isinstance(batch, tuple | list | Mapping) else None for batch in batches]
         fit = [x is not None and not x.is_floating_point() and x.shape == y.shape[:-1] for x, y in zip(labels, self.outputs, strict=True)]
         self.labels = labels if fit and all(fit) else None
+
+    def identity(self) -> Any:
+        """The batches; that the digital model answers to them follows from its weights."""
+        return self.batches
 
     @property
     def metrics(self) -> tuple[Metric, ...]:

@@ -101,6 +101,10 @@ class Subject:
         found = self.evaluate(model)
         return float(found[self.metric.name] if isinstance(found, Mapping) else found)
 
+    def identity(self) -> Any:
+        """What decides every figure: weights, what sets the converters, what judges."""
+        return self.model, self.calibration, self.evaluate, self.metrics
+
     def facts(self) -> dict[str, Any]:
         """What a record says of the model."""
         parameters = sum(p.numel() for p in self.model.parameters())

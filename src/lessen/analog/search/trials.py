@@ -20,6 +20,7 @@ from typing import Any, Literal
 from lessen.analog.chip import Chip
 from lessen.analog.cost.result import Cost
 from lessen.analog.search.change import changed
+from lessen.core.digest import digest
 from lessen.core.event import Event, Listener
 from lessen.core.strict import check_fields
 from lessen.errors import LessenError, UsageError, one_line
@@ -91,6 +92,8 @@ class Task:
             "space": {path: asdict(v) if isinstance(v, Range) else list(map(label, v)) for path, v in self.space.items()},
             "base": repr(self.base),
             "quality": None if judged is None else getattr(judged, "__qualname__", type(judged).__qualname__),
+            "network, judge or data": digest(self.quality),
+            "price": digest(self.price),
         }
 
     @property
