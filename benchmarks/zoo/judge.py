@@ -76,7 +76,7 @@ def _compared(masked: nn.Module, smaller: nn.Module, inputs: Any) -> float:
 
 
 def _elsewhere(masked: nn.Module, smaller: nn.Module, inputs: Any) -> None:
-    """The same with attention taken apart, and with padding at the start of a text, wherever the whole model runs so.
+    """The same with attention taken apart, and with padding at the end of a text, wherever the whole model gives numbers so.
 
     A number that a module keeps may be asked for in these ways alone.
     """
@@ -85,8 +85,10 @@ def _elsewhere(masked: nn.Module, smaller: nn.Module, inputs: Any) -> None:
             if eager:
                 stack.enter_context(plain_attention(masked, smaller))
             try:
-                run(masked, given)
+                numbers = all(bool(tensor.isfinite().all()) for tensor in run(masked, given))
             except Exception:
+                continue
+            if not numbers:
                 continue
             try:
                 _compared(masked, smaller, given)
@@ -97,12 +99,12 @@ def _elsewhere(masked: nn.Module, smaller: nn.Module, inputs: Any) -> None:
 
 
 def _padded(inputs: Any) -> Any:
-    """The inputs with an attention mask that leaves out the first two tokens of the first text."""
+    """The inputs with an attention mask that leaves out the last two tokens of the first text."""
     ids = inputs.get("input_ids") if isinstance(inputs, dict) else None
     if not isinstance(ids, Tensor) or ids.ndim != 2 or ids.shape[1] < 4:
         return inputs
     mask = torch.ones_like(ids)
-    mask[0, :2] = 0
+    mask[0, -2:] = 0
     return {**inputs, "attention_mask": mask}
 
 
