@@ -209,6 +209,40 @@ def test_the_digital_model_stays_the_reference_of_a_trained_one(tmp_path: Path, 
     assert any("weights.safetensors" in note for note in run["notes"])
 
 
+def test_a_directory_of_another_networks_run_is_refused(tmp_path: Path):
+    """Models in memory, and files that were overwritten, have one name."""
+    from lessen.analog.robust.bwma import BWMA
+    from lessen.analog.robust.case import Training
+    from lessen.analog.run.hardening import hardened
+    from lessen.analog.run.job import simulated
+    from lessen.analog.run.subject import Data
+    from lessen.errors import UsageError
+
+    data, looks = list(batches()), {"times": [20.0], "chips": 1}
+    other = network()
+    with torch.no_grad():
+        other[0].weight.neg_()
+    first = simulated(network(), "pcm-nandakumar", data=Data(batches=data), out=tmp_path / "s", **looks)
+    again = simulated(network(), "pcm-nandakumar", data=Data(batches=data), out=tmp_path / "s", **looks)
+    assert first.qualities == again.qualities
+    with pytest.raises(UsageError, match=r"a run with another network.*choose another --out"):
+        simulated(other, "pcm-nandakumar", data=Data(batches=data), out=tmp_path / "s", **looks)
+    with pytest.raises(UsageError, match="a run with another evaluation"):
+        simulated(network(), "pcm-nandakumar", data=Data(batches=[*data[:4], *data[2:6]]), out=tmp_path / "s", **looks)
+
+    def robust(steps: int, model: Any, out: Path) -> Any:
+        how = Training(data=data, steps=steps, learning_rate=0.01)
+        return hardened(model, "pcm-nandakumar", [BWMA()], data=Data(batches=data), training=how, out=out, **looks)
+
+    robust(2, network(), tmp_path / "r")
+    with pytest.raises(UsageError, match="a run with another network"):
+        robust(2, other, tmp_path / "r")
+    robust(4, network(), tmp_path / "t")  # as if minutes had ended training elsewhere: its rows are of a network that is no more
+    (tmp_path / "r" / "after.jsonl").write_text((tmp_path / "t" / "after.jsonl").read_text())
+    fresh = robust(2, network(), tmp_path / "u")
+    assert robust(2, network(), tmp_path / "r").qualities[1]["rows"] == fresh.qualities[1]["rows"]
+
+
 def test_a_search_keeps_what_it_found(tmp_path: Path, capsys: Any):
     options = [*OURS, "pcm-nandakumar", "--vary", "adc.bits=4,8", "array=16,32x64", "--trials", "3", "--chips", "1", "--at", "1d"]
     first = told(capsys, "explore", *options, "--out", tmp_path / "out")["run"]["exploration"]

@@ -1,5 +1,6 @@
 """Quality over time: rows do not depend on how they came about, and a killed run goes on."""
 
+import copy
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ from torch import nn
 from lessen.analog.chip import Chip
 from lessen.analog.devices.pcm import PCM
 from lessen.analog.mapping import map
+from lessen.analog.periphery import Dac
 from lessen.analog.simulation import parse_time, simulate, standard_times
 from lessen.core.event import Event
 from lessen.errors import UsageError
@@ -31,11 +33,12 @@ def test_quality_falls_with_time_and_spreads_over_chips():
     assert late["mean"] < early["mean"]
 
 
-def test_a_killed_run_goes_on_to_the_same_rows(tmp_path: Path):
+def test_a_killed_run_goes_on_to_the_same_rows(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     model, x = case()
     mapped, file = map(model, Chip(device=PCM())), tmp_path / "rows.jsonl"
 
     def judge(m: nn.Module) -> dict[str, float]:
+        print("called")
         return {"first": float(m(x)[0, 0])}
 
     whole = simulate(mapped, judge, times=(20.0, 3600.0), chips=3)
@@ -48,13 +51,38 @@ def test_a_killed_run_goes_on_to_the_same_rows(tmp_path: Path):
         simulate(mapped, judge, times=(20.0, 3600.0), chips=3, file=file, on_event=stop)
     with file.open("a") as lines:
         lines.write('{"chip": 2, "sec')  # killed while writing
-    calls: list[float] = []
-    resumed = simulate(mapped, lambda m: calls.append(0.0) or judge(m), times=(20.0, 3600.0), chips=3, file=file)
+    capsys.readouterr()
+    resumed = simulate(mapped, judge, times=(20.0, 3600.0), chips=3, file=file)
     assert [(look.chip, look.seconds, look.values) for look in resumed.looks] == [(k.chip, k.seconds, k.values) for k in whole.looks]
-    assert len(calls) == 2
+    assert capsys.readouterr().out.count("called") == 2
     other = map(model, Chip(device=PCM(g_max=20.0)))
-    with pytest.raises(UsageError, match="rows of another chip or network"):
+    with pytest.raises(UsageError, match=r"rows of another chip.*another file="):
         simulate(other, judge, file=file)
+
+
+def test_rows_of_other_weights_ranges_judges_and_adaptations_are_refused(tmp_path: Path):
+    model, x = case()
+    chip, given = Chip(device=PCM(), dac=Dac(8)), {"times": (20.0,), "chips": 1, "file": tmp_path / "rows.jsonl"}
+
+    def judge(m: nn.Module) -> float:
+        return float(m(x)[0, 0])
+
+    first = simulate(map(model, chip, calibration=[x]), judge, digital=model, **given)
+    assert simulate(map(model, chip, calibration=[x]).program(7), judge, digital=model, **given) == first  # whatever was programmed
+    with pytest.raises(UsageError, match="rows of another network"):
+        simulate(map(model, chip, calibration=[2 * x]), judge, **given)
+    with pytest.raises(UsageError, match="rows of another evaluation"):
+        simulate(map(model, chip, calibration=[x]), lambda m: judge(m), **given)
+    with pytest.raises(UsageError, match="rows of another network and adaptation"):
+        simulate(map(model, chip, calibration=[x]), judge, adapt=lambda m: None, **given)
+    other = copy.deepcopy(model)
+    with torch.no_grad():
+        other[2].bias.add_(1.0)  # pyright: ignore[reportIndexIssue]
+    assert simulate(map(model, chip, calibration=[x]), judge, digital=other, **given).digital != first.digital
+    with torch.no_grad():
+        model[0].weight[0, 0] += 1e-3  # pyright: ignore[reportIndexIssue]
+    with pytest.raises(UsageError, match="rows of another network"):
+        simulate(map(model, chip, calibration=[x]), judge, **given)
 
 
 def test_adapting_happens_before_the_look():

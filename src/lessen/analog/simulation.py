@@ -18,6 +18,7 @@ import torch
 from torch import nn
 
 from lessen.analog.mapping import Mapped
+from lessen.core.digest import digest
 from lessen.core.event import Event, Listener
 from lessen.core.modules import evaluating
 from lessen.core.strict import strict
@@ -103,6 +104,9 @@ def simulate(
         adapt: called after every look and before the evaluation, to let the network adapt to what the chip has become (`AdaBS`).
         file: keeps the rows; a run with the same file goes on.
         on_event: progress.
+
+    Raises:
+        UsageError: a time that the device does not cover; a file with rows of other weights, another chip, evaluation or adaptation.
     """
     instances = range(chips) if isinstance(chips, int) else list(chips)
     if not instances:
@@ -110,7 +114,7 @@ def simulate(
     moments = standard_times(mapped) if times is None else list(times)
     for seconds in moments:
         mapped.chip.device.check_time(seconds)
-    kept = _Kept(Path(file), {"chip": repr(mapped.chip), "layers": sorted(mapped.layers)}) if file is not None else None
+    kept = _Kept(Path(file), belongs(mapped, evaluate, adapt)) if file is not None else None
     rows = {} if kept is None else kept.rows
     found = Simulation(_digital(evaluate, digital, kept))
     for number, instance in enumerate(instances):
@@ -125,6 +129,20 @@ def simulate(
                 done = number * len(moments) + place + 1
                 on_event(Event("simulate", done, len(instances) * len(moments), f"chip {instance} at {spell(seconds)}", seconds=look.took))
     return found
+
+
+def belongs(mapped: Mapped, evaluate: Evaluate, adapt: Callable[[Mapped], Any] | None = None) -> dict[str, Any]:
+    """What rows on disk have to have been made for."""
+    chip = {"chip": repr(mapped.chip), "layers": sorted(mapped.layers)}
+    # what adapts may write statistics into the network at every look: they are not what it is
+    weights = digest({k: v for k, v in mapped.model.named_parameters()}, mapped.identity()[1:]) if adapt else digest(mapped)
+    return chip | {"network": weights, "evaluation": digest(evaluate), "adaptation": digest(adapt)}
+
+
+def forget_others(file: Path, wanted: Mapping[str, Any]) -> None:
+    """Remove rows that belong to something else, where it cannot come back: a network that was trained anew."""
+    if file.exists() and (not (lines := _complete(file)) or lines[0].get("belongs") != wanted):
+        file.unlink()
 
 
 def standard_times(mapped: Mapped) -> list[float]:
@@ -179,29 +197,32 @@ def _judged(evaluate: Evaluate, model: nn.Module) -> dict[str, float]:
 def _digital(evaluate: Evaluate, model: nn.Module | None, kept: "_Kept | None") -> dict[str, float]:
     if model is None:
         return {}
-    if kept is not None and kept.digital is not None:
-        return kept.digital
-    found = _judged(evaluate, model)
-    if kept is not None:
-        kept.note({"digital": found})
-    return found
+    if kept is None:
+        return _judged(evaluate, model)
+    of = digest(model)
+    if of not in kept.digital:
+        kept.digital[of] = _judged(evaluate, model)
+        kept.note({"digital": kept.digital[of], "of": of})
+    return kept.digital[of]
 
 
 class _Kept:
     """Rows on disk, one a line; the first line says what they belong to."""
 
     def __init__(self, path: Path, head: Mapping[str, Any]):
-        self.path, self.rows, self.digital = path, dict[tuple[int, float], Look](), None
+        self.path, self.rows, self.digital = path, dict[tuple[int, float], Look](), dict[str, dict[str, float]]()
         if not path.exists():
             self.note({"belongs": head})
             return
         lines = _complete(path)
-        if not lines or lines[0].get("belongs") != head:
-            got, remedy = "rows of another chip or network", "another file, or remove it"
-            raise UsageError(str(path), got=got, wanted="those of this run", remedy=remedy)
+        held = lines[0].get("belongs") if lines else None
+        if held != head:
+            other = [key for key in head if not isinstance(held, Mapping) or held.get(key) != head[key]]
+            got = f"rows of another {' and '.join(other) or 'run'}"
+            raise UsageError(str(path), got=got, wanted="those of this run", remedy="another file=, or remove it")
         for line in lines[1:]:
             if "digital" in line:
-                self.digital = line["digital"]
+                self.digital[line["of"]] = line["digital"]
             else:
                 look = Look(**line)
                 self.rows[look.chip, look.seconds] = look

@@ -89,6 +89,10 @@ class Case:
     notes: list[str] = field(default_factory=list)
     changed: bool = False
 
+    def identity(self) -> Any:
+        """What it does to the mapped network at every look."""
+        return self.looking
+
     def mapped(self) -> Mapped:
         """The network on the chip, calibrated; to be programmed."""
         batches = self.network.calibration

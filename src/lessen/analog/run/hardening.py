@@ -13,10 +13,10 @@ from lessen.analog.described import chip_of
 from lessen.analog.mapping import Split
 from lessen.analog.robust.applied import named, parse
 from lessen.analog.robust.case import Case, Training
-from lessen.analog.run.job import CONTEXT, Model, check, costs_of, fill, finished, name_of, started, timed
+from lessen.analog.run.job import CONTEXT, Model, check, costs_of, fill, finished, known, name_of, started, timed
 from lessen.analog.run.record import AnalogRun, quality
 from lessen.analog.run.subject import Data, subject
-from lessen.analog.simulation import simulate
+from lessen.analog.simulation import belongs, forget_others, simulate
 from lessen.core.event import Listener
 from lessen.core.strict import strict
 from lessen.errors import LessenError, UsageError
@@ -56,11 +56,19 @@ def hardened(
         raise UsageError("methods", got="none", wanted="at least one", remedy="HPD")
     check(described, times, chips)
     said = {"kind": "robust", "model": name_of(model), "chip": repr(described), "split": list(split), "data": asked.asked}
-    how = {"steps": training.steps, "minutes": training.minutes, "batch": training.batch, "learning_rate": training.learning_rate}
+    train = training.data if isinstance(training.data, str) else type(training.data).__name__
+    how = {
+        "data": train,
+        "steps": training.steps,
+        "minutes": training.minutes,
+        "batch": training.batch,
+        "learning_rate": training.learning_rate,
+    }
     folder = started(out, said | {"methods": [repr(options) for _, options in wanted], "training": how})
     run = AnalogRun("robust", methods=[repr(options) for _, options in wanted])
     looks: dict[str, Any] = {"times": times, "chips": range(asked.seed, asked.seed + chips), "on_event": on_event}
     network = subject(model, asked)
+    known(folder, network)
     case = Case(network, network.model, described, Split.of(split), training, asked.seed, on_event)
     with timed(run, "before"):
         before = simulate(case.mapped(), network.evaluate, digital=network.model, file=folder and folder / "before.jsonl", **looks)
@@ -68,6 +76,8 @@ def hardened(
         for method, options in wanted:
             method.act(options, case)
         mapped = case.mapped()
+    if folder is not None:  # training that was killed began again, and with minutes it ends elsewhere: rows of a network that is no more
+        forget_others(folder / "after.jsonl", belongs(mapped, network.evaluate, case.adapt))
     with timed(run, "after"):
         after = simulate(mapped, network.evaluate, adapt=case.adapt, file=folder and folder / "after.jsonl", **looks)
     after.digital = before.digital

@@ -30,6 +30,7 @@ from lessen.analog.run.record import AnalogRun, claim, placed, quality, write
 from lessen.analog.run.subject import Data, Subject, bare, subject
 from lessen.analog.search.explore import Exploration, Search, Space, explore
 from lessen.analog.simulation import simulate
+from lessen.core.digest import digest
 from lessen.core.event import Listener
 from lessen.core.strict import strict
 from lessen.environment import command, environment
@@ -77,6 +78,7 @@ def simulated(
     run = AnalogRun("simulate")
     with timed(run, "simulate"):
         network = subject(model, asked)
+        known(rows, network)
         mapped = put(network.model, described, split=split, calibration=network.calibration, run=call)
         found = simulate(
             mapped, network.evaluate, digital=network.model, times=times, chips=range(seed, seed + chips),
@@ -121,10 +123,11 @@ def priced(
         raise UsageError("context", got=str(context), wanted="at least one token")
     asked = Data(batches=batches)
     said = {"kind": "cost", "model": name_of(model), "chip": repr(described), "split": list(split), "context": context, "data": asked.asked}
-    started(out, said)
+    folder = started(out, said)
     run = AnalogRun("cost")
     with timed(run, "cost"):
         network = bare(model, batches)
+        known(folder, network)
         mapped = put(network.model, described, split=split)
         run.costs, run.context = costs_of(network, mapped, context)
     fill(run, network, mapped)
@@ -211,6 +214,7 @@ def searched(
     run = AnalogRun("explore")
     with timed(run, "explore"):
         network = subject(model, asked)
+        known(folder, network)
         price = partial(cost, _shapes(network, CONTEXT)[-1][1], split=split)
         judge = Quality(model, asked, tuple(split), chips, seconds, 1 if search.workers > 1 else None, [network])
         found: Exploration = explore(judge, price, described, space, search, on_event)
@@ -252,6 +256,13 @@ def started(out: str | Path | None, asked: Mapping[str, Any]) -> Path | None:
         return None
     claim(Path(out), asked)
     return Path(out)
+
+
+def known(folder: Path | None, network: Subject) -> None:
+    """Claim a directory for weights and data, too, that a name does not tell."""
+    if folder is not None:
+        judged = {"calibration data": digest(network.calibration), "evaluation": digest(network.evaluate, network.metrics)}
+        claim(folder, {"network": digest(network.model)} | judged)
 
 
 def finished(run: AnalogRun, out: str | Path | None) -> AnalogRun:

@@ -101,7 +101,7 @@ def write(path: Path, text: str) -> None:
 
 
 def claim(out: Path, asked: Mapping[str, Any]) -> None:
-    """Make a directory for a run, or go on in one that was made for the same.
+    """Make a directory for a run, or go on in one that was made for the same; what is known later (weights) is added by another call.
 
     Raises:
         UsageError: it holds something else.
@@ -109,10 +109,12 @@ def claim(out: Path, asked: Mapping[str, Any]) -> None:
     said = json.loads(json.dumps(asked, default=str))
     if (out / _ASKED).is_file():
         held = json.loads((out / _ASKED).read_text(encoding="utf-8"))
-        other = [key for key in {**held, **said} if held.get(key) != said.get(key)]
+        other = [key for key, value in said.items() if key in held and held[key] != value]
         if other:
             got = f"a run with another {other[0]}"
             raise UsageError(str(out), got=got, wanted="the same run to go on with, or a new directory", remedy="choose another --out")
+        if said.keys() - held.keys():
+            write(out / _ASKED, json.dumps(held | said, indent=1) + "\n")
         return
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
         raise UsageError(str(out), got="something else", wanted="a new directory, or a run to go on with", remedy="choose another --out")
