@@ -111,6 +111,8 @@ def sizes(model: nn.Module) -> dict[str, float]:
 
 
 TURNS = 5
+BUSY = 3
+"""From this factor between turns on, times say nothing."""
 
 
 def timed(model: nn.Module, smaller: nn.Module, example: Any, before: dict[str, float], after: dict[str, float]) -> list[str]:
@@ -127,6 +129,8 @@ def verdict(both: Sequence[tuple[float, float]]) -> list[str]:
 
     >>> verdict([(10.0, 5.0), (11.0, 6.0), (10.0, 5.5)])
     []
+    >>> verdict([(10.0, 30.0), (40.0, 10.0)])
+    ['Which is faster cannot be told on a machine this busy: a forward took 20 ms (10 to 30), before 25 ms (10 to 40).']
     >>> print(verdict([(10.0, 9.0), (9.0, 10.0), (10.0, 9.5)])[0].partition(";")[0])
     Not measurably faster here: a forward took 9.5 ms (9 to 10), before 10 ms (9 to 10)
     """
@@ -134,6 +138,8 @@ def verdict(both: Sequence[tuple[float, float]]) -> list[str]:
     told = ", before ".join(f"{median(times):.3g} ms ({min(times):.3g} to {max(times):.3g})" for times in (now, dense))
     if all(b < 0.97 * a for a, b in both):
         return []
+    if any(max(times) > BUSY * min(times) for times in (dense, now)):
+        return [f"Which is faster cannot be told on a machine this busy: a forward took {told}."]
     overlapping = min(now) < max(dense)
     said = "Not measurably faster here" if overlapping else "The smaller model is not faster here"
     tip = "narrower layers win little where a forward waits for memory or for small kernels; a multiple of 8 (64 on a GPU) may help"
