@@ -81,7 +81,7 @@ def test_what_is_streamed_says_that_packed_experts_are_not(tmp_path: Path):
 @pytest.mark.parametrize("kind", ["vit", "t5", "llava", "mixtral", "mamba"])
 def test_inspect_shows_the_units_of_any_directory(kind: str, tmp_path: Path, capsys: Any):
     folder = written(kind, tmp_path / "model")
-    code, out, _ = call(capsys, "inspect", str(folder), "--chains")
+    code, out, _ = call(capsys, "inspect", str(folder), "--units")
     assert code == 0 and KINDS[kind][0] in out and "is tied to" in out and "held: " in out
     assert ("experts, 4 channels" in out) == (kind == "mixtral")
     code, out, _ = call(capsys, "inspect", str(folder), "--json")

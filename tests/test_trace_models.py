@@ -177,16 +177,16 @@ def test_inspect_shows_the_structure_of_any_module(tmp_path: Path, monkeypatch: 
     lines = ["import torch", "from torch import nn", "def net():", "    m = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))"]
     (tmp_path / "inspected.py").write_text("\n".join([*lines, "    m.example_inputs = torch.zeros(1, 4)", "    return m", ""]))
     monkeypatch.chdir(tmp_path)
-    assert run(["inspect", "inspected:net", "--units"]) == 0
+    assert run(["inspect", "inspected:net", "--brief"]) == 0
     out = capsys.readouterr().out
     assert ["0", "channels", "8", "56", "3"] in [line.split() for line in out.splitlines()]  # 4 * 8 + 8 + 8 * 2 parameters
-    assert "is tied to" not in out and out.splitlines()[-1].startswith("3 places of tensors are held. --chains lists them")
-    for option in (["--chains"], ["--unit", "0"]):
+    assert "is tied to" not in out and out.splitlines()[-1].startswith("3 places of tensors are held. --units lists them")
+    for option in (["--units"], ["--unit", "0"]):
         assert run(["inspect", "inspected:net", *option]) == 0
         out = capsys.readouterr().out
         assert "0: channels, 8 channels (3 tensors share these channels)" in out
         assert "2.weight[1] is tied to 0.weight[0] by addmm in 2" in out
-        assert ("held: 0.weight[1]" in out) == (option == ["--chains"])
+        assert ("held: 0.weight[1]" in out) == (option == ["--units"])
     assert run(["inspect", "inspected:net", "--units", "--json"]) == 0
     told = json.loads(capsys.readouterr().out)
     assert told["units"][0]["chain"] and told["units"][0]["slices"][0]["length"] == 8 and told["held"]

@@ -24,7 +24,7 @@ def inspect(
     /,
     *,
     units: Switch = False,
-    chains: Switch = False,
+    brief: Switch = False,
     unit: Annotated[tuple[str, ...], Parameter(metavar="NAME", negative="", show_default=False)] = (),
     running: Running = Running(),
 ) -> None:
@@ -32,8 +32,8 @@ def inspect(
 
     Args:
         model: A directory of any model of transformers, one that lessen wrote, a GGUF file, package.module:factory, or smollm2-135m.
-        units: List every unit, a line each, and what is held.
-        chains: List with every unit its slices, the operations that tie them to each other, and every place that is held.
+        units: List every unit with its slices, the operations that tie them to each other, and every place that is held.
+        brief: List every unit in a line.
         unit: List only this unit, with its slices and operations.
     """
     from math import prod
@@ -46,7 +46,7 @@ def inspect(
 
     module = whole(model)
     if module is not None:
-        show(model, traced(module, model), module, Wanted(units, chains, unit, running.json))
+        show(model, traced(module, model), module, Wanted(units, brief, unit, running.json))
         return
     checkpoint = open_checkpoint(model)
     found = units_of(checkpoint)
@@ -61,16 +61,16 @@ def inspect(
     }
     kinds = {kind: sum(unit.kind == kind for unit in found) for kind in dict.fromkeys(unit.kind for unit in found)}
     if running.json:
-        structure = traced(checkpoint.skeleton(), checkpoint.label) if units or chains or unit else None
+        structure = traced(checkpoint.skeleton(), checkpoint.label) if units or brief or unit else None
         emit("inspect", {**facts, "kinds": kinds, "units": found if structure else None, "traced": structure and structure.units})
         return
     shown = {**facts, "parameters": number(facts["parameters"]), "size_bytes": size(facts["size_bytes"])}
     shown["tied"] = ", ".join(f"{alias} = {name}" for alias, name in checkpoint.tied.items()) or "nothing"
     table(("", ""), [(name.replace("size_bytes", "size"), str(value)) for name, value in shown.items()])
     say("")
-    if units or chains or unit:
+    if units or brief or unit:
         skeleton = checkpoint.skeleton()
-        listed(traced(skeleton, checkpoint.label), skeleton, Wanted(units, chains, unit, False), found)
+        listed(traced(skeleton, checkpoint.label), skeleton, Wanted(units, brief, unit, False), found)
     else:
         table(("kind of unit", "how many"), [(kind, str(count)) for kind, count in kinds.items()], {1})
 

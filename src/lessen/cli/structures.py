@@ -28,10 +28,10 @@ def traced(module: "nn.Module", label: str) -> "Structure":
 
 @dataclass(frozen=True)
 class Wanted:
-    """What of a structure is to be listed: units, their chains, only those of these names; or all as JSON."""
+    """What of a structure is to be listed: units with their chains, or in a line each, only those of these names; or all as JSON."""
 
     units: bool
-    chains: bool
+    brief: bool
     names: tuple[str, ...]
     as_json: bool
 
@@ -44,7 +44,7 @@ def show(label: str, structure: "Structure", module: "nn.Module", wanted: Wanted
         "architecture": type(module).__name__,
         "parameters": sum(p.numel() for p in module.parameters()),
     }
-    some = wanted.units or wanted.chains or wanted.names
+    some = wanted.units or wanted.brief or wanted.names
     if wanted.as_json:
         listing = {"units": structure.units, "held": structure.held} if some else {"units": None}
         emit("inspect", {**facts, "kinds": kinds, **listing})
@@ -72,7 +72,7 @@ def listed(structure: "Structure", module: "nn.Module", wanted: Wanted, declared
     if declared:
         table(header, [_row(unit, shapes) for unit in declared], {2, 3, 4}, title="declared, for language models")
         say("")
-    if wanted.chains:
+    if not wanted.brief:
         say(str(structure))
         return
     table(header, [_row(unit, shapes) for unit in structure.units], {2, 3, 4}, title="traced")
@@ -82,7 +82,7 @@ def listed(structure: "Structure", module: "nn.Module", wanted: Wanted, declared
     for note in structure.notes:
         say(f"note: {note}")
     places = len(structure.held) - len(structure.stuck)
-    say(f"{places} places of tensors are held. --chains lists them, and slices and operations of all units; --unit NAME those of one.")
+    say(f"{places} places of tensors are held. --units lists them, and slices and operations of all units; --unit NAME those of one.")
 
 
 def _row(unit: "Unit", shapes: Mapping[str, tuple[int, ...]]) -> tuple[str, ...]:
