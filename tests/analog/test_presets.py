@@ -146,7 +146,7 @@ chips = st.builds(
     encoding=encodings,
     dac=dacs,
     adc=adcs,
-    wires=st.builds(Wires, ohm=st.floats(0, 100), model=st.sampled_from(["fast", "solved"])),
+    wires=st.builds(Wires, ohm=st.floats(0, 100), model=st.sampled_from(["fast", "iterative"])),
     array=st.builds(Array, rows=st.integers(1, 4096), columns=st.integers(32, 4096)),
     faults=st.builds(Faults, low=st.floats(0, 0.5), high=st.floats(0, 0.5)),
     reads=st.sampled_from(["frozen", "fresh", "quiet"]),

@@ -8,6 +8,8 @@ Every part is a frozen dataclass of its own; a chip in TOML is the same nesting 
 from dataclasses import dataclass
 from typing import Literal
 
+import torch
+
 from lessen.analog.devices.device import Device
 from lessen.analog.devices.faults import Faults
 from lessen.analog.encoding import Differential, Encoding
@@ -100,6 +102,11 @@ class Chip:
         if self.array.columns < self.encoding.devices:
             got = f"{self.array.columns} columns, {self.encoding.devices} devices for a weight"
             raise UsageError(f"chip {self.name}", got=got, wanted="columns enough for one weight")
+        linear = self.wires.ohm and self.wires.model in ("columns", "solved")
+        if linear and self.device.powers(torch.tensor([self.device.g_max])) is not None:
+            got = f"wires.model={self.wires.model!r}, which takes cells to be ohmic, with {type(self.device).__name__}, which is not"
+            remedy = 'wires.model="iterative" solves the curve for every input vector'
+            raise UsageError(f"chip {self.name}", got=got, wanted="a model of wires for its curve", remedy=remedy)
 
     @property
     def columns(self) -> int:

@@ -82,9 +82,11 @@ class Wires:
 
     ohm: float = 0.35
     """From cell to cell, along rows and columns alike."""
-    model: Literal["fast", "columns", "solved"] = "fast"
-    """A closed form from the load of each column, for inputs coded in time; Kirchhoff's equations of the columns, or of rows and columns
-    (seconds for a large tile), for inputs coded as voltages. The equations are solved when a chip is programmed; reading costs nothing."""
+    model: Literal["fast", "columns", "solved", "iterative"] = "fast"
+    """A closed form from the load of each physical column, for inputs coded in time (rows lose nothing; cells conduct as at low voltage);
+    Kirchhoff's equations of the columns, or of rows and columns (seconds for a large tile), for inputs coded as voltages and ohmic cells,
+    solved when a chip is programmed, so that reading costs nothing; or of rows and columns with the cells' own curves, solved for every
+    input vector."""
 
     def __post_init__(self) -> None:
         check_fields(self)

@@ -75,6 +75,9 @@ class Remap:
             Expected squared error of each layer by its faults, before and after, in squared weights (times squared inputs with `batches`).
         """
         seed = mapped.seed if seed is None else seed
+        if mapped.chip.wires.ohm and mapped.chip.wires.model == "iterative":
+            remedy = 'wires.model="solved"'
+            raise UsageError("Remap", got='wires.model="iterative"', wanted="wires that are solved when programmed", remedy=remedy)
         if seed is None:
             raise UsageError("Remap", got="a chip that is not programmed", wanted="program(seed) first, or a seed")
         power = {} if batches is None else input_power(mapped, batches, run)

@@ -53,7 +53,8 @@ class Arrangement:
             shared = torch.cat([torch.take_along_dim(p, self._rows(i), 2) for i, p in enumerate(shared.split(1, -1))], -1)
         variance = None if crossbar.variance is None else logical(crossbar.variance, False)
         powers = None if crossbar.powers is None else (logical(crossbar.powers[0], True), logical(crossbar.powers[1], True))
-        return Crossbar(logical(crossbar.signed, True), variance, shared, powers), torch.take_along_dim(scale, back[:, None], 2)
+        held = None if crossbar.held is None else logical(crossbar.held, True)
+        return Crossbar(logical(crossbar.signed, True), variance, shared, powers, held), torch.take_along_dim(scale, back[:, None], 2)
 
     def _rows(self, tile: int) -> Tensor:
         """Physical row of each logical one, `tile 1 row 1`."""

@@ -19,7 +19,7 @@ from torch import Tensor
 from lessen.analog.chip import Chip
 from lessen.analog.devices.device import Cells, Device
 from lessen.analog.encoding import Plane
-from lessen.analog.tiles.resistance import effective
+from lessen.analog.tiles import wires
 from lessen.analog.tiles.streams import normal, stream
 
 _AT_ONCE = 2**18  # weights that are made into conductances at one time; about ten copies of them exist meanwhile
@@ -96,12 +96,14 @@ class Crossbar:
         variance: of one read of each entry, if reads are fresh; noise of a reference column is not in it.
         shared: of one read of the reference columns, `tile slice row (column tile)`: all columns of a tile have that noise in common.
         powers: coefficients of V^2 and V^3 as `signed`, of devices that are not ohmic, in units of read voltage.
+        held: conductances of all devices with the signs of their currents, `tile plane row column`, where wires are reckoned at each read.
     """
 
     signed: Tensor
     variance: Tensor | None = None
     shared: Tensor | None = None
     powers: tuple[Tensor, Tensor] | None = None
+    held: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -176,7 +178,8 @@ def joined(parts: list[Crossbar]) -> Crossbar:
     signed = torch.cat([p.signed for p in parts], -1)
     powers = [p.powers for p in parts if p.powers is not None]
     both = (torch.cat([p[0] for p in powers], -1), torch.cat([p[1] for p in powers], -1)) if powers else None
-    return Crossbar(signed, side_by_side([p.variance for p in parts]), side_by_side([p.shared for p in parts]), both)
+    variance, shared, held = (side_by_side([getattr(p, name) for p in parts]) for name in ("variance", "shared", "held"))
+    return Crossbar(signed, variance, shared, both, held)
 
 
 def _part(scaled: Tensor, chip: Chip, moment: Moment, number: tuple[int, int], written: Written | None) -> Crossbar:
@@ -185,8 +188,14 @@ def _part(scaled: Tensor, chip: Chip, moment: Moment, number: tuple[int, int], w
     span = device.g_max - device.g_min
     fresh = chip.reads == "fresh" and moment.seconds is not None
     made = Crossbar(scaled.new_zeros((scaled.shape[0], slices, *scaled.shape[1:])))
-    for index, plane in enumerate(chip.encoding.planes(scaled)):
-        g, sigma = _aged(plane, chip, moment, (*number, index), written)
+    planes = chip.encoding.planes(scaled)
+    aged = [_aged(plane, chip, moment, (*number, index), written) for index, plane in enumerate(planes)]
+    conductances = [g for g, _ in aged]
+    if chip.wires.ohm and moment.seconds is not None:
+        if chip.wires.model in ("fast", "iterative"):
+            made.held = wires.held(planes, conductances)
+        conductances = wires.seen(planes, conductances, chip)
+    for plane, g, (_, sigma) in zip(planes, conductances, aged, strict=True):
         made.signed[:, plane.slice] += plane.sign / span * g  # a reference column counts for all columns
         _bend(made, plane, device, g, chip.system.read_v)
         if fresh and sigma is not None:
@@ -195,7 +204,7 @@ def _part(scaled: Tensor, chip: Chip, moment: Moment, number: tuple[int, int], w
 
 
 def _aged(plane: Plane, chip: Chip, moment: Moment, address: tuple[int, int, int], written: Written | None) -> tuple[Tensor, Tensor | None]:
-    """Conductances of a plane at a moment, wires and frozen noise included, and the standard deviation of reading them."""
+    """Conductances of a plane at a moment, frozen noise included, and the standard deviation of reading them."""
     device = chip.device
     target = device.g_min + plane.share * (device.g_max - device.g_min)
     if moment.seconds is None:
@@ -211,9 +220,6 @@ def _aged(plane: Plane, chip: Chip, moment: Moment, address: tuple[int, int, int
     sigma = None if chip.reads == "quiet" else device.read_sigma(g, moment.seconds, cells.conductance)
     if chip.reads == "frozen" and sigma is not None:
         g = (g + sigma * normal(g, stream(moment.chip, "read", moment.seconds, *draw))).clamp_(min=0)
-    if chip.wires.ohm and chip.wires.model != "fast":
-        along_rows = chip.wires.ohm if chip.wires.model == "solved" else 0.0
-        g = torch.cat([effective(piece, along_rows, chip.wires.ohm) for piece in g.split(chip.columns, -1)], -1)
     return g, sigma
 
 

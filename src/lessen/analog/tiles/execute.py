@@ -20,7 +20,7 @@ from torch import Tensor
 
 from lessen.analog.chip import Chip
 from lessen.analog.tiles.crossbar import Crossbar, Layout
-from lessen.analog.tiles.resistance import far, lost_share
+from lessen.analog.tiles.wires import iterated, lost
 
 _WIDENED = 4096  # columns of a matrix in half precision that are widened at one time
 
@@ -56,7 +56,7 @@ class Numbers:
         variance: as matrix, of fresh noise.
         shared: `tile row (slice reference)`, of fresh noise that the columns of a tile share.
         steps: its scale, `tile 1 (slice column)`, ADC steps for one unit of the crossbar.
-        load: magnitudes of conductances for the fast model of wires, else None.
+        load: signed conductances of all devices, `tile row (plane column)`, where wires are reckoned at each read, else None.
         powers: 3 if rows of squares and cubes of the inputs follow.
     """
 
@@ -108,7 +108,7 @@ def drive_levels(chip: Chip) -> float:
 
 def folds(crossbar: Crossbar, chip: Chip) -> bool:
     """Whether nothing happens between the product and the sum over tiles."""
-    plain = chip.adc.bits is None and not chip.adc.noise and not (chip.wires.ohm and chip.wires.model == "fast")
+    plain = chip.adc.bits is None and not chip.adc.noise and crossbar.held is None
     linear = crossbar.powers is None and crossbar.shared is None
     return plain and linear and (chip.dac.cycles == 1 or crossbar.variance is None)
 
@@ -142,7 +142,7 @@ def prepare(crossbar: Crossbar, scale: Tensor, chip: Chip, ranges: Ranges) -> Nu
     parts = [flat(crossbar.signed)]
     if crossbar.powers is not None:  # a code c drives the voltage c / levels of the read voltage
         parts += [flat(p) / drive_levels(chip) ** (k + 1) for k, p in enumerate(crossbar.powers)]
-    load = flat(crossbar.signed).abs() if chip.wires.ohm and chip.wires.model == "fast" else None
+    load = None if crossbar.held is None else crossbar.held.transpose(1, 2).flatten(2).contiguous()
     variance = None if crossbar.variance is None else flat(crossbar.variance) * steps.square()
     shared = None if crossbar.shared is None else crossbar.shared.transpose(1, 2).flatten(2)
     return Numbers(torch.cat(parts, 1) * steps, gain / steps, variance, shared, steps, load, len(parts))
@@ -163,9 +163,11 @@ def wide(first: Numbers, place: Layout, slices: int, room: Callable[[tuple[int, 
 
     parts = 1 if first.gain is None else slices
     width = parts * place.outputs
-    tensors = {name: empty(getattr(first, name), width) for name in ("gain", "variance", "steps", "load")}
+    tensors = {name: empty(getattr(first, name), width) for name in ("gain", "variance", "steps")}
     shared = empty(first.shared, slices * place.column_tiles)
-    return Numbers(room((*first.matrix.shape[:2], width)), shared=shared, powers=first.powers, **tensors)
+    planes = 0 if first.load is None or first.steps is None else slices * first.load.shape[-1] // first.steps.shape[-1]
+    load = empty(first.load, planes * place.outputs)
+    return Numbers(room((*first.matrix.shape[:2], width)), shared=shared, powers=first.powers, load=load, **tensors)
 
 
 def fill(whole: Numbers, piece: Numbers, part: slice, tile: int, slices: int) -> None:
@@ -174,7 +176,8 @@ def fill(whole: Numbers, piece: Numbers, part: slice, tile: int, slices: int) ->
     for name in ("matrix", "gain", "variance", "steps", "load"):
         target, value = getattr(whole, name), getattr(piece, name)
         if target is not None:
-            target.unflatten(-1, (parts, -1))[..., part] = value.unflatten(-1, (parts, -1))
+            count = value.shape[-1] // (part.stop - part.start) if name == "load" else parts
+            target.unflatten(-1, (count, -1))[..., part] = value.unflatten(-1, (count, -1))
     if whole.shared is not None and piece.shared is not None:
         reference = slice(part.start // tile, -(-part.stop // tile))
         whole.shared.unflatten(-1, (slices, -1))[..., reference] = piece.shared.unflatten(-1, (slices, -1))
@@ -182,14 +185,15 @@ def fill(whole: Numbers, piece: Numbers, part: slice, tile: int, slices: int) ->
 
 def columns(codes: Tensor, numbers: Numbers, chip: Chip, generator: torch.Generator | None) -> Tensor:
     """Column sums in ADC steps, noise and wires included: `tile vector row` to `tile vector (slice column)`."""
-    driven = codes
-    if numbers.powers > 1:
-        driven = torch.cat([codes, codes * codes.abs(), codes**3], -1)  # a device's curve is that of the other sign, turned
-    sums = _product(driven, numbers.matrix)
-    if numbers.load is not None:
-        rows = codes.shape[-1]
-        load = _product(codes.abs() / drive_levels(chip), numbers.load) * (rows * chip.wires.ohm * chip.device.g_max * 1e-6)
-        sums -= lost_share(load) * _product(codes * far(rows).to(codes), numbers.matrix[:, :rows])
+    if numbers.load is not None and chip.wires.model == "iterative":
+        sums = _in_steps(iterated(codes / drive_levels(chip), numbers.load, chip), numbers, chip)
+    else:
+        driven = codes
+        if numbers.powers > 1:
+            driven = torch.cat([codes, codes * codes.abs(), codes**3], -1)  # a device's curve is that of the other sign, turned
+        sums = _product(driven, numbers.matrix)
+        if numbers.load is not None:
+            sums -= _in_steps(lost(codes / drive_levels(chip), numbers.load, chip), numbers, chip)
     if numbers.variance is not None:
         sigma = _product(codes.square(), numbers.variance).clamp_(min=0).sqrt_()
         sums += sigma.mul_(torch.randn(sigma.shape, generator=generator, dtype=sigma.dtype))
@@ -202,6 +206,12 @@ def columns(codes: Tensor, numbers: Numbers, chip: Chip, generator: torch.Genera
     if chip.adc.noise:
         sums += chip.adc.noise * torch.randn(sums.shape, generator=generator, dtype=sums.dtype)
     return sums
+
+
+def _in_steps(sums: Tensor, numbers: Numbers, chip: Chip) -> Tensor:
+    """Sums `tile vector slice column` of inputs in parts of full drive, over the device's range, in ADC steps."""
+    assert numbers.steps is not None
+    return sums.flatten(-2).mul_(numbers.steps * drive_levels(chip))
 
 
 def _product(a: Tensor, b: Tensor) -> Tensor:

@@ -9,8 +9,8 @@ its first cell, an amplifier and its first cell, are one wire resistance apart. 
               tanh(sqrt(a)) / sqrt(a) of its current. Spread over the cells in the shape of the first order, 1 - (1 - u)^2, which takes 2/3
               at even load, the lost share is c(a) = 3/2 (1 - tanh(sqrt(a)) / sqrt(a)) = a/2 - a^2/5 + ...
               aihwkit's fast model (rpu_forward_backward_pass.cpp) has the cubic c = a (a (0.05 a - 0.2) + 0.5), the same within 3 % up to
-              a = 1; beyond, it grows without bound. Assumed: even load, the same at all times (inputs spread evenly over their range
-              have a third more loss, since the load is largest while most rows are driven).
+              a = 1; beyond, it grows without bound. Exact for an even load that is the same at all times; `wires.lost` says what is done
+              about others (inputs spread evenly over their range have a third more loss, since most rows are driven at first).
 `effective`   exact for ohmic cells and inputs coded as voltages: rows at zero volts stay connected and take current from the columns. The
               network is linear, so it equals a crossbar of other conductances without wires, found once. Row after row is eliminated from
               the nodal equations (Schur complements, as in a block tridiagonal solve), from the far end to the amplifiers. With wires of

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lessen.analog.tiles import convolution, execute
+from lessen.analog.tiles import convolution, execute, wires
 from lessen.analog.tiles.crossbar import cut, scales
 from lessen.analog.tiles.layer import AnalogConv1D, AnalogConv1d, AnalogConv2d, AnalogLinear, Tiles, matrix
 from lessen.analog.training.noise import Stage
@@ -95,11 +95,13 @@ class Rehearsed(nn.Module):
 
     @torch.no_grad()
     def _lost(self, inputs: Tensor, crossbar: Tensor, full: Tensor | float, scale: Tensor) -> Tensor:
-        """What wires keep of the sums, by the fast model."""
-        chip, rows = self.tiles.chip, inputs.shape[-1]
-        share = torch.bmm(inputs.abs() / full, crossbar.abs() / (scale * chip.encoding.shifts[0]))
-        load = share * (rows * chip.wires.ohm * chip.device.g_max * 1e-6)
-        return execute.lost_share(load) * torch.bmm(inputs * execute.far(rows).to(inputs), crossbar)
+        """What wires keep of the sums, by the fast model: all devices load them, those too that hold nothing of a weight."""
+        chip = self.tiles.chip
+        planes = chip.encoding.planes((crossbar / scale).clamp(-1, 1))
+        low, high = chip.device.g_min, chip.device.g_max
+        load = wires.held(planes, [low + plane.share * (high - low) for plane in planes]).transpose(1, 2).flatten(2)
+        shifts = crossbar.new_tensor(chip.encoding.shifts)[:, None]
+        return (wires.lost(inputs / full, load, chip) * shifts).sum(2) * scale * full
 
 
 class RehearsedLinear(Rehearsed, AnalogLinear):
