@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from lessen.analog.chip import Chip
 from lessen.analog.tiles.attention import AnalogAttention
 from lessen.analog.tiles.crossbar import Moment
+from lessen.analog.tiles.exchange import Places, names_of
 from lessen.analog.tiles.experts import AnalogExperts, AnalogRouter, is_pack, is_router, routers_of, siblings
 from lessen.analog.tiles.layer import Tiles, kind_of, matrix, on_tiles
 from lessen.analog.tiles.streams import stream
@@ -172,6 +173,7 @@ class Mapped:
 
     def _settle(self, idle: Sequence[str], passes: Sequence[str]) -> None:
         """What becomes of layers that calibration has not reached."""
+        places = Places(self.model)
         for name in idle:
             beside = [other for other in siblings(name, self.layers) if other not in idle]
             if beside:
@@ -181,8 +183,7 @@ class Mapped:
             if len(self.layers) == 1:
                 raise LessenError(f"calibration of {name}", got="no input", wanted="data that reaches a layer on tiles")
             self.digital[name] = NO_INPUT
-            parent, _, leaf = name.rpartition(".")
-            setattr(self.model.get_submodule(parent), leaf, self.plain[name])
+            places.exchange(self.layers[name], self.plain[name])
             del self.layers[name]
 
     @property
@@ -229,11 +230,12 @@ def map(
     layers: dict[str, nn.Module] = {}
     digital: dict[str, str] = {}
     plain: dict[str, nn.Module] = {}
-    routers = _open(twin, rule)
+    twin, routers = _open(twin, rule)
+    places, names = Places(twin), names_of(twin)
     for name, module in list(twin.named_modules()):
         if not any(p.dim() > 1 for p in module.parameters(recurse=False)):
             continue
-        if rule.keeps(name):
+        if any(rule.keeps(each) for each in names[module]):
             digital[name] = "kept digital"
         elif name in routers:
             digital[name] = "a router of experts stays digital unless the split puts it on tiles"
@@ -241,40 +243,36 @@ def map(
             digital[name] = f"{type(module).__name__} has no analog counterpart"
         else:
             layers[name], plain[name] = on_tiles(module, name, chip), module
-            parent, _, leaf = name.rpartition(".")
-            if not name:
-                twin = layers[name]
-            else:
-                setattr(twin.get_submodule(parent), leaf, layers[name])
-    mapped = Mapped(twin, chip, layers, digital, store, split=rule, plain=plain)
+            places.exchange(module, layers[name])
+    mapped = Mapped(places.root, chip, layers, digital, store, split=rule, plain=plain)
     if not layers:
         raise UsageError("map", got="no layer for tiles", wanted="linear layers or convolutions that are not kept digital")
     _check_room(mapped)
     return mapped.calibrate(calibration, run) if calibration is not None else mapped
 
 
-def _open(model: nn.Module, rule: Split) -> set[str]:
+def _open(model: nn.Module, rule: Split) -> tuple[nn.Module, set[str]]:
     """Attention modules of torch and packs of experts hide their matrices from modules; their counterparts call them.
 
     Returns:
-        Names of the routers that stay digital.
+        The model, which may be such a module itself, and names of the routers that stay digital.
     """
     routers = {name for name in routers_of(model) if not rule.places(name)}
+    places, names = Places(model), names_of(model)
     for name, module in list(model.named_modules()):
-        if not name or rule.keeps(name) or name in routers:
+        if any(rule.keeps(each) for each in names[module]) or name in routers:
             continue
-        parent, _, leaf = name.rpartition(".")
         if type(module) is nn.MultiheadAttention:
-            setattr(model.get_submodule(parent), leaf, AnalogAttention(module))
+            places.exchange(module, AnalogAttention(module))
         elif is_pack(module):
-            setattr(model.get_submodule(parent), leaf, AnalogExperts(module))
+            places.exchange(module, AnalogExperts(module))
         elif is_router(module):
-            setattr(model.get_submodule(parent), leaf, AnalogRouter(module))
-    return routers
+            places.exchange(module, AnalogRouter(module))
+    return places.root, routers
 
 
 def _check_names(model: nn.Module, rule: Split) -> None:
-    names = [name for name, _ in model.named_modules() if name]
+    names = [name for name, _ in model.named_modules(remove_duplicate=False) if name]
     for pattern in (*rule.digital, *rule.tiles):
         if not any(_among(name, [pattern]) for name in names):
             raise UsageError("split", got=repr(pattern), wanted="a module of the model or a pattern", remedy=nearest(pattern, names))

@@ -135,7 +135,7 @@ def belongs(mapped: Mapped, evaluate: Evaluate, adapt: Callable[[Mapped], Any] |
     """What rows on disk have to have been made for."""
     chip = {"chip": repr(mapped.chip), "layers": sorted(mapped.layers)}
     # what adapts may write statistics into the network at every look: they are not what it is
-    weights = digest({k: v for k, v in mapped.model.named_parameters()}, mapped.identity()[1:]) if adapt else digest(mapped)
+    weights = digest(dict(mapped.model.named_parameters()), mapped.identity()[1:]) if adapt else digest(mapped)
     return chip | {"network": weights, "evaluation": digest(evaluate), "adaptation": digest(adapt)}
 
 

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from lessen.analog.mapping import Split
+from lessen.analog.tiles.exchange import Places
 from lessen.analog.tiles.layer import kind_of
 from lessen.errors import UsageError, nearest
 
@@ -98,10 +99,10 @@ def divided(model: nn.Module, parts: Mapping[str, Pair | Beside]) -> Hybrid:
     """Put divided layers in place of linear ones, in a copy."""
     twin = copy.deepcopy(model, {id(p): p for p in model.parameters()})
     before: dict[str, int] = {}
+    places = Places(twin)
     for name, part in parts.items():
         before[name] = linear(model, name).weight.numel()
-        parent, _, leaf = name.rpartition(".")
-        setattr(twin.get_submodule(parent), leaf, part.train(model.training))
+        places.exchange(twin.get_submodule(name), part.train(model.training))
     digital = tuple(f"{name}.{half}" for name, part in parts.items() for half in part.digital)
     return Hybrid(twin, Split(digital), {name: part.digital_macs for name, part in parts.items()}, before)
 

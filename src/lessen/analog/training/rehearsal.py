@@ -37,6 +37,7 @@ from torch import nn
 from lessen.analog import mapping
 from lessen.analog.chip import Chip
 from lessen.analog.mapping import Mapped, Split
+from lessen.analog.tiles.exchange import Places
 from lessen.analog.tiles.layer import matrix
 from lessen.analog.training.noise import Injected, Programmed, Stage
 from lessen.analog.training.rehearsed import on_stage
@@ -186,15 +187,11 @@ def as_rehearsal(
     make: Callable[[nn.Module], nn.Module],
 ) -> Rehearsal:
     """Put other layers in the places of a mapped twin's; the twin becomes a rehearsal's."""
-    twin, layers = mapped.model, dict[str, nn.Module]()
+    places, layers = Places(mapped.model), dict[str, nn.Module]()
     for name, layer in mapped.layers.items():
         layers[name] = make(layer)
-        parent, _, leaf = name.rpartition(".")
-        if not name:
-            twin = layers[name]
-        else:
-            setattr(twin.get_submodule(parent), leaf, layers[name])
-    return Rehearsal(twin, model, chip, layers, Split.of(split), run)
+        places.exchange(layer, layers[name])
+    return Rehearsal(places.root, model, chip, layers, Split.of(split), run)
 
 
 @dataclass(frozen=True)
