@@ -36,7 +36,6 @@ def test_a_layer_under_two_names_lies_on_tiles_under_both():
     with pytest.raises(LessenError, match="no programmed tiles"):
         mapped.layers["a"](x)
     assert torch.allclose(mapped.program(0)(x), model(x), atol=1e-5)  # float32 rounding
-    kept = map(model, Chip(), split=["b", "right", "other"])
     kept = map(model, Chip(), split=["b", "other"])  # either of its names keeps it
     assert list(kept.layers) == ["left.0"] and type(kept.model.a) is nn.Linear and type(kept.model.b) is nn.Linear
     rehearsal = rehearse(model, Chip())
