@@ -35,7 +35,7 @@ from lessen.analog import mapping
 from lessen.analog.chip import Chip
 from lessen.analog.mapping import Split
 from lessen.analog.periphery import Dac
-from lessen.analog.tiles.crossbar import cut, scales
+from lessen.analog.tiles.crossbar import cut, scales, widened
 from lessen.analog.tiles.layer import AnalogConv1D, AnalogConv1d, AnalogConv2d, AnalogLinear, matrix
 from lessen.analog.training.noise import Injected, Stage
 from lessen.analog.training.rehearsal import Rehearsal, as_rehearsal, check
@@ -95,10 +95,10 @@ class _Binary(Rehearsed):
         levels, full = self.tiles.chip.dac.levels, self.full_scale
         assert levels is not None
         assert full is not None
-        return staircase(x, full, levels, self.sharpness), full.detach()
+        return staircase(widened(x), full, levels, self.sharpness), full.detach()
 
     def _noisy(self) -> tuple[Tensor, Tensor]:
-        weight = binary(matrix(self))
+        weight = binary(widened(matrix(self)))
         with torch.no_grad():
             scale = scales(cut(weight, self.tiles.place), self.tiles.chip)
             error, scale = self.stage.error(weight.detach(), scale, self.tiles)

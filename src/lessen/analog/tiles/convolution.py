@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from lessen.analog.tiles import execute
-from lessen.analog.tiles.crossbar import Layout
+from lessen.analog.tiles.crossbar import Layout, widened
 from lessen.analog.tiles.execute import Numbers
 
 
@@ -48,14 +48,14 @@ def apart(layer: Any, x: Tensor, matrix: Tensor) -> Tensor:
 
 
 def run(layer: Any, x: Tensor) -> Tensor | None:
-    """Outputs of a programmed convolution, "batch channel *space"; None where it takes patches."""
+    """Outputs of a programmed convolution, "batch channel *space", float32 for half precision; None where it takes patches."""
     tiles, chip, place = layer.tiles, layer.tiles.chip, layer.tiles.place
     numbers: Numbers = tiles.ready()
     shared = chip.dac.bits is None or chip.dac.range == "calibrated"
     special = numbers.powers > 1 or numbers.load is not None or numbers.shared is not None
     if not shared or special or not (numbers.gain is None or whole_channels(layer, place)):
         return None
-    codes, unit = execute.drive(x, chip, tiles.ranges.input)
+    codes, unit = execute.drive(widened(x), chip, tiles.ranges.input)
     ones = [1] * (x.dim() - 2)
     bias = None if layer.bias is None else layer.bias.reshape(-1, *ones)
     if numbers.gain is None:

@@ -67,9 +67,18 @@ def layout(groups: int, inputs: int, outputs: int, chip: Chip) -> Layout:
     return Layout(groups, inputs, outputs, row_tiles, -(-inputs // row_tiles), chip.columns, together)
 
 
+def widened(values: Tensor) -> Tensor:
+    """In the type in which tiles are computed: half precision has too few digits for conductances, codes and sums, others are as they are.
+
+    >>> widened(torch.ones(1, dtype=torch.bfloat16)).dtype, widened(torch.ones(1, dtype=torch.float64)).dtype
+    (torch.float32, torch.float64)
+    """
+    return values.float() if values.dtype in (torch.float16, torch.bfloat16) else values
+
+
 def cut(weight: Tensor, place: Layout) -> Tensor:
-    """Weights `(groups * outputs, inputs)` as `tile row column`, absent rows zero."""
-    w = weight.reshape(place.groups, place.outputs, place.inputs).transpose(1, 2)
+    """Weights `(groups * outputs, inputs)` as `tile row column`, absent rows zero; weights in half precision become float32."""
+    w = widened(weight).reshape(place.groups, place.outputs, place.inputs).transpose(1, 2)
     missing = place.row_tiles * place.rows - place.inputs
     w = torch.nn.functional.pad(w, (0, 0, 0, missing)) if missing else w
     return w.reshape(place.groups * place.row_tiles, place.rows, place.outputs)

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from lessen.analog.chip import Chip
 from lessen.analog.tiles import convolution, execute
 from lessen.analog.tiles.arrangement import Arrangement
-from lessen.analog.tiles.crossbar import Crossbar, Layout, Moment, Written, joined, layout, over_tiles, pieces, realise, scales
+from lessen.analog.tiles.crossbar import Crossbar, Layout, Moment, Written, joined, layout, over_tiles, pieces, realise, scales, widened
 from lessen.analog.tiles.execute import Numbers, Ranges
 from lessen.errors import LessenError
 
@@ -98,7 +98,7 @@ class Tiles:
     def reserve(self, weight: Tensor, store: torch.dtype | None) -> None:
         """Take the memory for what is programmed before any passing copies are made, and keep it for all moments to come."""
         size = len(self.chip.encoding.shifts) * self.place.groups * self.place.row_tiles * self.place.rows * self.place.outputs
-        wanted = weight.dtype if store is None else store
+        wanted = widened(weight[:0]).dtype if store is None else store
         if self.room is None or self.room.dtype != wanted:
             self.room = torch.empty(size, dtype=wanted)
 
@@ -149,7 +149,7 @@ class Tiles:
             if self.listener is not None:
                 self.listener(x.detach(), weight)
             return
-        chip = self.chip
+        chip, x = self.chip, widened(x)
         if self.mode == "inputs":
             flat = x.detach().abs().flatten()
             largest = torch.quantile(flat[:: max(1, flat.numel() // _SAMPLES)].float(), chip.dac.quantile).to(x.dtype)
@@ -183,7 +183,7 @@ class Tiles:
         crossbar = realise(tiles / scale, chip, Moment(0, self.name, None))
         quiet = replace(chip, adc=replace(chip.adc, bits=None, noise=0.0), wires=replace(chip.wires, ohm=0.0), reads="quiet")
         numbers = execute.prepare(crossbar, scale, quiet, Ranges())
-        codes, _ = execute.drive(x, chip, self.ranges.input)
+        codes, _ = execute.drive(widened(x), chip, self.ranges.input)
         parts, _ = execute.digits(codes, chip)
         return execute.columns(execute.tiled(parts.flatten(0, 1), self.place), numbers, quiet, None)
 
@@ -192,12 +192,12 @@ class Tiles:
         if isinstance(self.chip.adc.range, str):
             return
         shape = (self.place.groups * self.place.row_tiles, 1, len(self.chip.encoding.shifts) * self.place.outputs)
-        self.ranges.sums = torch.full(shape, float(self.chip.adc.range), dtype=weight.dtype)
+        self.ranges.sums = torch.full(shape, float(self.chip.adc.range), dtype=widened(weight[:0]).dtype)
 
     def run(self, x: Tensor) -> Tensor:
-        """Outputs of `vector (group input)`, without the bias."""
+        """Outputs of `vector (group input)`, without the bias; float32 for inputs in half precision."""
         numbers = self.ready()
-        codes, unit = execute.drive(x, self.chip, self.ranges.input if self.chip.dac.range == "calibrated" else None)
+        codes, unit = execute.drive(widened(x), self.chip, self.ranges.input if self.chip.dac.range == "calibrated" else None)
         found = execute.combine(codes, numbers, self.chip, self.place, self.generator)
         return found.mul_(unit) if self.chip.dac.bits is not None else found
 
@@ -221,7 +221,7 @@ class AnalogLinear(nn.Linear):
             return F.linear(input, self.weight, self.bias)
         found = tiles.run(x)
         found = found if self.bias is None else found.add_(self.bias)
-        return found.reshape(*input.shape[:-1], self.out_features)
+        return found.reshape(*input.shape[:-1], self.out_features).to(input.dtype)
 
 
 class AnalogConv1D(nn.Module):
@@ -237,7 +237,7 @@ class AnalogConv1D(nn.Module):
         if tiles.mode != "run":
             tiles.look(flat, self.weight.t())
             return x @ self.weight + self.bias
-        return tiles.run(flat).add_(self.bias).reshape(*x.shape[:-1], self.weight.shape[1])
+        return tiles.run(flat).add_(self.bias).reshape(*x.shape[:-1], self.weight.shape[1]).to(x.dtype)
 
 
 class _AnalogConv(nn.modules.conv._ConvNd):
@@ -253,7 +253,7 @@ class _AnalogConv(nn.modules.conv._ConvNd):
         flat = input.dim() == self.weight.dim() - 1
         x = input[None] if flat else input
         if tiles.mode == "run" and (found := convolution.run(self, x)) is not None:
-            return found[0] if flat else found
+            return (found[0] if flat else found).to(input.dtype)
         patches, space = self._patches(x)
         if tiles.mode != "run":
             tiles.look(patches, self.weight.flatten(1))
@@ -261,7 +261,7 @@ class _AnalogConv(nn.modules.conv._ConvNd):
         found = tiles.run(patches)
         found = found if self.bias is None else found.add_(self.bias)
         found = found.reshape(x.shape[0], -1, self.out_channels).transpose(1, 2).reshape(x.shape[0], self.out_channels, *space)
-        return found[0] if flat else found
+        return (found[0] if flat else found).to(input.dtype)
 
     def _patches(self, x: Tensor) -> tuple[Tensor, tuple[int, ...]]:
         """`vector (group input)`, and the space of the output."""

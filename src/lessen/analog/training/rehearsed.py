@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lessen.analog.tiles import convolution, execute, wires
-from lessen.analog.tiles.crossbar import cut, scales
+from lessen.analog.tiles.crossbar import cut, scales, widened
 from lessen.analog.tiles.layer import AnalogConv1D, AnalogConv1d, AnalogConv2d, AnalogLinear, Tiles, matrix
 from lessen.analog.training.noise import Stage
 from lessen.analog.training.straight import driven, read
@@ -29,7 +29,7 @@ class Rehearsed(nn.Module):
 
     def _drive(self, x: Tensor) -> tuple[Tensor, Tensor | float]:
         """Inputs behind the DAC, and their full scale."""
-        chip = self.tiles.chip
+        chip, x = self.tiles.chip, widened(x)
         if chip.dac.levels is None:
             return x, 1.0
         if chip.dac.range == "dynamic":
@@ -44,7 +44,7 @@ class Rehearsed(nn.Module):
 
     def _noisy(self) -> tuple[Tensor, Tensor]:
         """The weight with this batch's errors, `(group output) input`, and scales of its columns, `tile 1 column`."""
-        weight = matrix(self)
+        weight = widened(matrix(self))
         with torch.no_grad():
             scale = scales(cut(weight, self.tiles.place), self.tiles.chip)
             error, scale = self.stage.error(weight.detach(), scale, self.tiles)
@@ -111,7 +111,7 @@ class RehearsedLinear(Rehearsed, AnalogLinear):
         """`... input` to `... output`."""
         found = self._vectors(input.reshape(-1, self.in_features))
         found = found if self.bias is None else found + self.bias
-        return found.reshape(*input.shape[:-1], self.out_features)
+        return found.reshape(*input.shape[:-1], self.out_features).to(input.dtype)
 
 
 class RehearsedConv1D(Rehearsed, AnalogConv1D):
@@ -120,7 +120,7 @@ class RehearsedConv1D(Rehearsed, AnalogConv1D):
     def forward(self, x: Tensor) -> Tensor:
         """`... input` to `... output`."""
         found = self._vectors(x.reshape(-1, self.weight.shape[0])) + self.bias
-        return found.reshape(*x.shape[:-1], self.weight.shape[1])
+        return found.reshape(*x.shape[:-1], self.weight.shape[1]).to(x.dtype)
 
 
 class _RehearsedConv(Rehearsed):
@@ -145,7 +145,7 @@ class _RehearsedConv(Rehearsed):
             found = self._vectors(patches).reshape(x.shape[0], -1, self_.out_channels).transpose(1, 2)
             found = found.reshape(x.shape[0], self_.out_channels, *sides)
         found = found if bias is None else found + bias
-        return found[0] if flat else found
+        return (found[0] if flat else found).to(input.dtype)
 
 
 class RehearsedConv2d(_RehearsedConv, AnalogConv2d):
