@@ -38,6 +38,15 @@ def broken(model: nn.Module) -> float:
     raise ValueError("no idea")
 
 
+SEEN: list[int] = []
+
+
+def sometimes(model: nn.Module) -> dict[str, float]:
+    """Two of every four answers are no number."""
+    SEEN.append(1)
+    return {"odd": float("nan") if len(SEEN) % 4 == 3 else float("inf") if len(SEEN) % 4 == 0 else 1.0}
+
+
 def normed() -> Any:
     """A network of another kind: it tells its example, returns no classes, and has batch norms."""
     with torch.random.fork_rng():
@@ -319,6 +328,17 @@ def test_a_judge_of_ones_own(capsys: Any):
     assert run["metrics"][0]["name"] == "loudness" and run["qualities"][0]["digital"]["loudness"] > 0
     code, _, err = call(capsys, "analog", "simulate", *OURS, "pcm-nandakumar", "--evaluate", f"{HERE}:broken", "--quiet")
     assert code == 1 and "no idea" in err and err.count("\n") == 1
+
+
+def test_a_judge_that_gives_no_number_is_told_of(capsys: Any, tmp_path: Path):
+    SEEN.clear()
+    asked = ["--evaluate", f"{HERE}:sometimes", "--times", "20s,1d", "--chips", "2", "--out", tmp_path / "out"]
+    run = told(capsys, "simulate", *OURS, "pcm-nandakumar", *asked)["run"]
+    assert any("odd, as mapped, is no finite number in 2 of 4 looks (chip 0 at 20 s is nan)" in note for note in run["notes"]), run["notes"]
+    assert {row["mean"] for row in run["qualities"][0]["rows"]["odd"]} == {None}
+    SEEN.clear()
+    code, out, err = call(capsys, "analog", "simulate", *OURS, "pcm-nandakumar", *asked[:2], "--times", "20s", "--chips", "3", "--quiet")
+    assert code == 0 and "no finite number" in out + err
 
 
 def test_a_head_that_is_the_token_table_is_priced_where_it_lies(tmp_path: Path):

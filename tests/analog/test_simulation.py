@@ -1,6 +1,7 @@
 """Quality over time: rows do not depend on how they came about, and a killed run goes on."""
 
 import copy
+import math
 from pathlib import Path
 
 import pytest
@@ -10,10 +11,10 @@ from torch import nn
 from lessen.analog.chip import Chip
 from lessen.analog.devices.pcm import PCM
 from lessen.analog.mapping import map
-from lessen.analog.periphery import Dac
+from lessen.analog.periphery import Adc, Dac
 from lessen.analog.simulation import parse_time, simulate, standard_times
 from lessen.core.event import Event
-from lessen.errors import UsageError
+from lessen.errors import LessenError, UsageError
 
 
 def case() -> tuple[nn.Module, torch.Tensor]:
@@ -99,3 +100,22 @@ def test_times_begin_with_the_device():
         simulate(map(model, Chip(device=PCM())), lambda m: 0.0, times=(1.0,))
     with pytest.raises(UsageError, match="time: got '3 moons'"):
         parse_time("3 moons")
+
+
+@pytest.mark.parametrize(("value", "mean"), [(math.inf, "inf"), (-math.inf, "-inf"), (math.nan, "nan")])
+def test_values_that_are_not_finite_are_told(value: float, mean: str):
+    model, _ = case()
+    given = iter([1.0, value, 2.0, 3.0])
+    found = simulate(map(model, Chip(device=PCM())), lambda m: next(given), times=(20.0, 3600.0), chips=(1, 2))
+    late = found.summary()[1]
+    assert str(late["mean"]) == mean and math.isnan(late["spread"])
+    early = found.summary()[0]
+    assert (early["mean"], early["least"]) == (1.5, 1.0)
+
+
+def test_calibration_and_weights_that_are_not_finite_are_refused():
+    model, x = case()
+    x[3, 3] = math.nan
+    for chip in (Chip(dac=Dac(8)), Chip(dac=Dac(8, range="dynamic"), adc=Adc(8))):
+        with pytest.raises(LessenError, match="calibration of 0: got inputs that are not finite"):
+            map(model, chip, calibration=[x])

@@ -10,6 +10,7 @@ import json
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from math import isfinite, isnan, nan
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
@@ -67,12 +68,20 @@ class Simulation:
         return [look.values[name] for look in self.looks if look.seconds == seconds]
 
     def summary(self, name: str = "quality") -> list[dict[str, float]]:
-        """Mean, standard deviation over chips, smallest and largest for every time."""
+        """Mean, standard deviation over chips, smallest and largest for every time.
+
+        Of values one of which is infinite the mean is so too, and the deviation is NaN; of values one of which is NaN all four are.
+        """
         rows = []
         for seconds in self.times:
             found = self.at(seconds, name)
-            spread = stdev(found) if len(found) > 1 else 0.0
-            row = {"seconds": seconds, "chips": len(found), "mean": fmean(found), "spread": spread, "least": min(found), "most": max(found)}
+            finite = all(map(isfinite, found))
+            spread = (stdev(found) if len(found) > 1 else 0.0) if finite else nan
+            mean, ends = (
+                (fmean(found) if finite else sum(found) / len(found)),
+                (nan, nan) if any(map(isnan, found)) else (min(found), max(found)),
+            )
+            row = {"seconds": seconds, "chips": len(found), "mean": mean, "spread": spread, "least": ends[0], "most": ends[1]}
             rows.append(row)
         return rows
 

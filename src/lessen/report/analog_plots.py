@@ -41,30 +41,34 @@ def quality_over_time(run: Run, wide: bool) -> str | None:
     if not run["qualities"] or not run["metrics"]:
         return None
     metric = run["metrics"][0]
+    looks = {found["name"]: [x for x in found["looks"] if x["values"][metric["name"]] is not None] for found in run["qualities"]}
+    if not all(looks.values()):
+        return None
     fig = svg.figure(WIDE if wide else NARROW, 360 if wide else 300)
     axes: Axes = fig.add_subplot()
     ticks: dict[float, str] = {}
     said = []
     for place, found in enumerate(run["qualities"]):
-        rows = found["rows"][metric["name"]]
+        told = found["rows"][metric["name"]]
+        rows = [row for row in told if row["mean"] is not None and row["spread"] is not None]
         last = place == len(run["qualities"]) - 1
         colour = svg.ACCENT if last else svg.MUTED
         x = [_at(row["seconds"]) for row in rows]
         mean, spread = [row["mean"] for row in rows], [row["spread"] for row in rows]
-        ticks |= {_at(row["seconds"]): row["time"] for row in rows}
+        ticks |= {_at(row["seconds"]): row["time"] for row in told}
         chips: dict[int, list[tuple[float, float]]] = {}
-        for look in found["looks"]:
+        for look in looks[found["name"]]:
             chips.setdefault(look["chip"], []).append((_at(look["seconds"]), look["values"][metric["name"]]))
         for points in chips.values():
             axes.plot(*zip(*sorted(points), strict=True), color=colour, linewidth=0.8, alpha=0.35, zorder=1)
         low, high = [m - s for m, s in zip(mean, spread, strict=True)], [m + s for m, s in zip(mean, spread, strict=True)]
         axes.fill_between(x, low, high, color=colour, alpha=0.14, linewidth=0)
         axes.plot(x, mean, "o-", color=colour, linewidth=2, markersize=5, label=found["name"], zorder=3)
-        said.append(f"{found['name']}: " + ", ".join(f"{row['time']} {number(row['mean'])} ± {number(row['spread'])}" for row in rows))
+        said.append(f"{found['name']}: " + ", ".join(f"{row['time']} {number(row['mean'])} ± {number(row['spread'])}" for row in told))
     digital = run["qualities"][0]["digital"].get(metric["name"])
     if digital is not None and not _distant(digital, run, metric["name"]):
         axes.axhline(digital, color=svg.MUTED, linewidth=1.2, linestyle=(0, (4, 3)), label="digital")
-    shown = [look["values"][metric["name"]] for found in run["qualities"] for look in found["looks"]]
+    shown = [look["values"][metric["name"]] for found in looks.values() for look in found]
     if min(shown) > 0 and max(shown) / min(shown) > 30:
         axes.set_yscale("log")
     _times(axes, ticks, wide)
@@ -80,7 +84,7 @@ def _at(seconds: float) -> float:
 
 def _distant(digital: float, run: Run, name: str) -> bool:
     """Whether a line for the digital model would squeeze all others (the signal to an error of nothing is 300 dB)."""
-    shown = [look["values"][name] for found in run["qualities"] for look in found["looks"]]
+    shown = [x for found in run["qualities"] for look in found["looks"] if (x := look["values"][name]) is not None]
     return abs(digital) >= 300 and abs(digital) > 2 * max(map(abs, shown))
 
 

@@ -14,7 +14,7 @@ from lessen.analog.mapping import Split
 from lessen.analog.robust.applied import named, parse
 from lessen.analog.robust.case import Case, Training
 from lessen.analog.run.job import CONTEXT, Model, check, costs_of, fill, finished, known, name_of, started, timed
-from lessen.analog.run.record import AnalogRun, quality
+from lessen.analog.run.record import AnalogRun, quality, unjudged
 from lessen.analog.run.subject import Data, subject
 from lessen.analog.simulation import belongs, forget_others, simulate
 from lessen.core.event import Listener
@@ -84,6 +84,7 @@ def hardened(
     fill(run, network, mapped, asked.seed)
     run.notes += case.notes
     run.qualities = [quality("as mapped", before, network.metrics), quality("made robust", after, network.metrics)]
+    run.notes += unjudged("as mapped", before, network.metrics) + unjudged("made robust", after, network.metrics)
     try:
         run.costs, run.context = costs_of(replace(network, model=case.model), mapped, CONTEXT)
     except LessenError as error:

@@ -26,7 +26,7 @@ from lessen.analog.cost.result import Cost
 from lessen.analog.described import chip_of, derived
 from lessen.analog.mapping import NO_INPUT, Mapped
 from lessen.analog.mapping import map as put
-from lessen.analog.run.record import AnalogRun, claim, placed, quality, write
+from lessen.analog.run.record import AnalogRun, claim, placed, quality, unjudged, write
 from lessen.analog.run.subject import Data, Subject, bare, subject
 from lessen.analog.search.explore import Exploration, Search, Space, explore
 from lessen.analog.simulation import simulate
@@ -87,6 +87,7 @@ def simulated(
         )  # fmt: skip
     fill(run, network, mapped, seed)
     run.qualities = [quality("as mapped", found, network.metrics)]
+    run.notes += unjudged("as mapped", found, network.metrics)
     with timed(run, "cost"):
         try:
             run.costs, run.context = costs_of(network, mapped)

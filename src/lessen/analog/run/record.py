@@ -3,6 +3,7 @@
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -58,8 +59,8 @@ class AnalogRun:
     schema_version: int = SCHEMA_VERSION
 
     def to_json(self) -> dict[str, Any]:
-        """As plain data."""
-        return asdict(self)
+        """As plain data; a number that is not finite is None, since JSON has none (`unjudged` tells of it)."""
+        return _finite(asdict(self))
 
     def save(self, folder: Path) -> None:
         """Write into a directory, aside and then renamed."""
@@ -79,6 +80,28 @@ def quality(name: str, found: Simulation, metrics: tuple[Metric, ...]) -> dict[s
     """One network's quality over time, as a record holds it."""
     rows = {m.name: [{**row, "time": spell(row["seconds"])} for row in found.summary(m.name)] for m in metrics}
     return {"name": name, **found.to_json(), "rows": rows}
+
+
+def unjudged(name: str, found: Simulation, metrics: tuple[Metric, ...]) -> list[str]:
+    """What to say of a judge that gave no finite number."""
+    notes = []
+    for metric in metrics:
+        looks = [look for look in found.looks if not isfinite(look.values[metric.name])]
+        if looks:
+            first = looks[0]
+            where = f"chip {first.chip} at {spell(first.seconds)} is {first.values[metric.name]}"
+            notes.append(
+                f"{metric.title}, {name}, is no finite number in {len(looks)} of {len(found.looks)} looks ({where}): no mean there."
+            )
+    return notes
+
+
+def _finite(data: Any) -> Any:
+    if isinstance(data, float):
+        return data if isfinite(data) else None
+    if isinstance(data, Mapping):
+        return {key: _finite(value) for key, value in data.items()}
+    return [_finite(value) for value in data] if isinstance(data, list | tuple) else data
 
 
 def placed(mapped: Mapped) -> list[dict[str, Any]]:
