@@ -20,6 +20,7 @@ def pictures(count: int, seed: int) -> tuple[Tensor, Tensor]:
 
 
 @cache
+@torch.enable_grad()
 def classifier() -> nn.Module:
     """A convolutional network; about 97 % right on fresh pictures."""
     torch.manual_seed(0)
@@ -70,6 +71,7 @@ def language_loss(count: int = 32, seed: int = 1, rule: int = 7):
     return evaluate
 
 
+@torch.enable_grad()  # whoever asks for a network first may be inside no_grad
 def trained(model: nn.Module, steps: int, rate: float = 5e-3) -> nn.Module:
     """Train a language model on the chain."""
     tokens = sentences(1024, 24, 0)

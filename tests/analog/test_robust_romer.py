@@ -45,6 +45,18 @@ def test_opened_experts_and_routers_compute_what_they_did():
     assert difference.abs().max() < 1e-5  # float32
 
 
+def test_what_is_done_by_default_lowers_the_loss():
+    evaluate, lost, left = language_loss(64), [], []
+    for seed in range(3):
+        model, mapped = on_chip(seed)
+        with torch.no_grad():
+            lost.append(evaluate(mapped.model))
+        ROMER().act(model, mapped, [sentences(128, 24, 5)], run)
+        with torch.no_grad():
+            left.append(evaluate(mapped.model))
+    assert all(b < a for a, b in zip(lost, left, strict=True))
+
+
 def test_regression_brings_routing_and_loss_nearer_to_the_clean_network_on_every_chip():
     evaluate, fresh = language_loss(64), sentences(64, 24, 1)
     with torch.no_grad():
@@ -76,7 +88,9 @@ def test_percentiles_of_logits_become_those_of_the_clean_network():
         return float((now / spread - 1).abs().max())
 
     before = distance()
-    edits = ROMER(starved=0.0)._corrected(model, GATES[0], clean[GATES[0]], listen_to(mapped.model, GATES[:1], [tokens], run)[GATES[0]])
+    edits = ROMER("percentile", starved=0.0)._corrected(
+        model, GATES[0], clean[GATES[0]], listen_to(mapped.model, GATES[:1], [tokens], run)[GATES[0]]
+    )
     assert isinstance(edits[0], Replace)
     model.get_parameter(f"{GATES[0]}.weight").data.copy_(edits[0].weight)
     assert before > 0.4
