@@ -46,12 +46,14 @@ def test_opened_experts_and_routers_compute_what_they_did():
 
 
 def test_what_is_done_by_default_lowers_the_loss():
-    evaluate, lost, left = language_loss(64), [], []
+    evaluate, lost, left, fresh = language_loss(64), [], [], sentences(64, 24, 1)
     for seed in range(3):
         model, mapped = on_chip(seed)
+        before = agreement(mapped.model, fresh)
         with torch.no_grad():
             lost.append(evaluate(mapped.model))
         ROMER().act(model, mapped, [sentences(128, 24, 5)], run)
+        assert agreement(mapped.model, fresh) > before + 0.02
         with torch.no_grad():
             left.append(evaluate(mapped.model))
     assert all(b < a for a, b in zip(lost, left, strict=True))
