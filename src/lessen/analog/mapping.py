@@ -221,7 +221,7 @@ def map(
         store: keep programmed tiles in this type (`torch.float16` halves their memory; its rounding lies far below any device's noise).
 
     Raises:
-        UsageError: a pattern that names no layer; a network that does not fit on the chip.
+        UsageError: a pattern that names no layer; a layer that does not fit on the chip.
     """
     rule = Split.of(split)
     _check_names(model, rule)
@@ -245,7 +245,7 @@ def map(
             layers[name], plain[name] = on_tiles(module, name, chip), module
             places.exchange(module, layers[name])
     mapped = Mapped(places.root, chip, layers, digital, store, split=rule, plain=plain)
-    if not layers:
+    if not layers and "kept digital" not in digital.values():  # a network that is digital as was asked is a result
         raise UsageError("map", got="no layer for tiles", wanted="linear layers or convolutions that are not kept digital")
     _check_room(mapped)
     return mapped.calibrate(calibration, run) if calibration is not None else mapped
@@ -279,9 +279,9 @@ def _check_names(model: nn.Module, rule: Split) -> None:
 
 
 def _check_room(mapped: Mapped) -> None:
-    """Refuse a network that needs more tiles than the chip has."""
+    """Refuse a layer that needs more tiles than the chip has; layers that fit by themselves may take turns on it (`physical_tiles`)."""
     limit = mapped.chip.system.tiles
-    if limit is None:
+    if limit is None or not mapped.layers:
         return
     sizes = {name: mapped.tiles(name).place.tiles for name in mapped.layers}
     largest = max(sizes, key=lambda name: sizes[name])

@@ -8,7 +8,10 @@ A method takes a `Case` and changes it, so that methods follow one another: rang
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Literal, get_origin
+
+from torch import nn
 
 from lessen.analog.cost.count import LayerShape
 from lessen.analog.cost.model import cost
@@ -23,6 +26,7 @@ from lessen.analog.robust.hwa import HardwareAware
 from lessen.analog.robust.nora import NORA
 from lessen.analog.robust.percentile import RangeSearch
 from lessen.analog.robust.remap import Remap
+from lessen.analog.run.subject import Subject
 from lessen.analog.splitting import find_split
 from lessen.analog.tiles.branches import linears
 from lessen.core.apply import apply
@@ -46,7 +50,8 @@ class AutoSplit:
     """Keep digital what has to be, for a stated loss of quality, and save the most energy with the rest."""
 
     max_loss: float = 0.1
-    """How much worse than digital the mean over the chips may be, in units of the number that counts."""
+    """How much worse than digital the mean over the chips may be, in units of the number that counts; where that is the signal-to-noise ratio
+    of the outputs: their error, root mean square, in parts of them."""
     chips: int = 3
     """Instances in the search; as many others prove what it found."""
     seconds: float | None = None
@@ -127,9 +132,13 @@ def _split(options: AutoSplit, case: Case) -> None:
         worth = energies(case, mapped)
     except LessenError as error:
         case.notes.append(f"Layers are worth their multiplications, since energy is not known: {error}.")
+    judge, better = case.network.judge, case.network.metric.better
+    if case.network.metric.name == "sqnr_db":  # of the digital model itself it has no end: what is lost is told by the error
+        judge, better = partial(_error, case.network), "lower"
+        case.notes.append("Losses of AutoSplit are errors of the outputs in parts of them, root mean square (--evaluate for another).")
     found = find_split(
-        mapped, case.network.judge, max_loss=options.max_loss, better=case.network.metric.better, worth=worth, chips=options.chips,
-        seconds=options.seconds, on_event=case.on_event,
+        mapped, judge, max_loss=options.max_loss, better=better, worth=worth, chips=options.chips, seconds=options.seconds,
+        on_event=case.on_event,
     )  # fmt: skip
     chosen = [name for name in found.split.digital if name not in mapped.digital]
     case.split = case.split.also(chosen)
@@ -141,6 +150,11 @@ def _split(options: AutoSplit, case: Case) -> None:
         f"AutoSplit keeps {kept} digital, {found.digital_share:.1%} of what the layers spend on tiles: loss {found.loss:.4g} (all on tiles "
         f"{found.all_analog:.4g}), {proof:.4g} on {len(found.proof)} chips that it had not seen."
     )
+
+
+def _error(network: Subject, model: nn.Module) -> float:
+    """Error of the outputs, in parts of them, from their signal-to-noise ratio."""
+    return 10 ** (-network.judge(model) / 20)
 
 
 def energies(case: Case, mapped: Mapped) -> dict[str, float]:

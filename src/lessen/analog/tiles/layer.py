@@ -150,6 +150,9 @@ class Tiles:
                 self.listener(x.detach(), weight)
             return
         chip, x = self.chip, widened(x)
+        if not x.isfinite().all():
+            got, remedy = "inputs that are not finite", "calibration data and weights without NaN and infinity"
+            raise LessenError(f"calibration of {self.name}", got=got, wanted="numbers to set the converters by", remedy=remedy)
         if self.mode == "inputs":
             flat = x.detach().abs().flatten()
             largest = torch.quantile(flat[:: max(1, flat.numel() // _SAMPLES)].float(), chip.dac.quantile).to(x.dtype)
