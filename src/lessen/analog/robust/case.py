@@ -19,6 +19,7 @@ from lessen.analog.mapping import map as put
 from lessen.analog.run.judges import output_of
 from lessen.analog.run.subject import Subject, batches_of
 from lessen.analog.training.rehearsal import Rehearsal
+from lessen.core.digest import digest
 from lessen.core.event import Listener
 from lessen.core.strict import check_fields
 from lessen.errors import UsageError
@@ -147,16 +148,15 @@ class Case:
     def trained(self, rehearsal: Rehearsal, name: str) -> None:
         """Train with a rehearsal, and keep what it has learned."""
         data, held = self.data()
+        before = digest(dict(self.model.named_parameters()))
         found = rehearsal.train(
             data, held, self.training.options(self.losses(), self.seed), teacher=self.network.model, on_event=self.on_event
         )
         self.rehearsal = rehearsal
+        same = digest(dict(self.model.named_parameters())) == before
+        kept = "weights are as before" if same else f"weights are those of before, as {name} leaves them (binary, or clipped)"
         better = found.best is not None and found.before is not None and found.best < found.before
-        best = (
-            f"held-out loss {found.before:.4g} to {found.best:.4g}"
-            if better
-            else "no state was better on held-out data: weights are as before"
-        )
+        best = f"held-out loss {found.before:.4g} to {found.best:.4g}" if better else f"no state was better on held-out data: {kept}"
         self.notes.append(f"{name} trained {found.steps} steps, with the digital model as teacher; {best}.")
 
 
