@@ -370,3 +370,35 @@ def test_what_the_page_about_analog_chips_shows_is_accepted(tmp_path: Path):
     assert re.findall(r"^\| `(\w+)` \| (yes|) ?\| (.*) \|$", page, re.MULTILINE) == [
         (m.name, "yes" if m.trains else "", m.summary) for m in METHODS
     ]
+
+
+@pytest.mark.parametrize("limit", [0.0, 1e9])
+def test_a_split_is_found_without_labels_and_may_be_all_digital(limit: float, capsys: Any):
+    method = f"AutoSplit(max_loss={limit}, chips=1)"
+    run = told(capsys, "robust", f"{HERE}:normed", "--chip", "pcm-nandakumar", "--times", "1d", "--chips", "1", "--method", method)["run"]
+    notes = " ".join(run["notes"])
+    assert "errors of the outputs in parts of them" in notes
+    after = run["qualities"][1]["rows"]["sqnr_db"][0]["mean"]
+    assert (not run["layers"] and after == 300.0) if limit == 0 else (len(run["layers"]) == 2 and after < 100)
+
+
+@pytest.mark.parametrize(
+    ("tokens", "code", "says"),
+    [
+        (["--vary", "adc.bits=5,6", "--vary", "adc.bits=7,8"], 2, "got the field twice"),
+        (["--vary", "adc.bits=5,6", "--at", "1s"], 2, "its description begins there"),
+        (["--vary", "adc.bits=1", "--chips", "1"], 1, "no design of 1 that could be judged"),
+    ],
+    ids=["twice", "early", "refused"],
+)
+def test_searches_that_can_find_nothing_are_refused(tokens: list[str], code: int, says: str, capsys: Any):
+    found, out, err = call(capsys, "analog", "explore", *OURS, "pcm-nandakumar", *tokens, "--quiet")
+    assert (found, out, err.count("\n")) == (code, "", 1) and says in err, err
+
+
+def test_weights_that_binary_training_leaves_are_told_of(capsys: Any):
+    train = ["--method", "BWMA", "--train", f"{HERE}:batches", "--steps", "1", "--learning-rate", "1e-12"]
+    run = told(capsys, "robust", *OURS, "pcm-nandakumar", "--times", "1d", "--chips", "1", *train)["run"]
+    notes = " ".join(run["notes"])
+    assert "no state was better" not in notes or "as BWMA leaves them" in notes
+    assert "weights are as before" not in notes

@@ -164,8 +164,7 @@ class Quality:
     def __call__(self, chip: Chip) -> float:
         network = self._network()
         mapped = put(network.model, chip, split=self.split, calibration=network.calibration, run=call)
-        first = chip.device.first
-        seconds = first if self.seconds is None else max(self.seconds, first)
+        seconds = chip.device.first if self.seconds is None else self.seconds
         looks = simulate(mapped, network.judge, times=[seconds], chips=self.chips).at(seconds)
         mean = sum(looks) / len(looks)
         return mean if network.metric.better == "higher" else -mean
@@ -201,13 +200,12 @@ def searched(
         data: what sets the converters and what judges.
         split: layers that stay digital, by name or pattern.
         chips: instances whose mean is the quality of a design.
-        seconds: since programming; None, and where a device begins later: the first time that it describes.
+        seconds: since programming; None: the first time that a device describes. Designs whose device begins later are refused.
         out: directory for the record, the report and, unless the search says where, the designs.
         on_event: progress.
     """
     described, asked, search = chip_of(chip), data or Data(), search or Search()
-    if chips < 1:
-        raise UsageError("chips", got=str(chips), wanted="at least one")
+    check(described, None if seconds is None or "device" in space else [seconds], chips)
     said = {"kind": "explore", "model": name_of(model), "chip": repr(described), "data": asked.asked, "split": list(split)}
     folder = started(out, said | {"chips": chips, "seconds": seconds, "space": {path: repr(v) for path, v in space.items()}})
     if folder is not None and search.storage is None:
@@ -219,6 +217,9 @@ def searched(
         price = partial(cost, _shapes(network, CONTEXT)[-1][1], split=split)
         judge = Quality(model, asked, tuple(split), chips, seconds, 1 if search.workers > 1 else None, [network])
         found: Exploration = explore(judge, price, described, space, search, on_event)
+    if not found.designs:
+        got = f"no design of {len(found.refused)} that could be judged, the first since {found.refused[0][1]}"
+        raise LessenError("explore", got=got, wanted="one at least")
     what = "a token after a prompt of 128" if network.language else "an inference"
     run.notes.append(f"Energy is of {what}; quality is the mean of {chips} chips.")
     fill(run, network, None, search.seed, described)

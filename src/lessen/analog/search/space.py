@@ -62,6 +62,8 @@ def parse(lines: Sequence[str], base: Chip) -> Space:
         if not equals or not path or not given:
             raise UsageError("--vary", got=repr(line), wanted="field=value,value", remedy="adc.bits=5,6,7,8")
         place = Place(f"--vary {path}")
+        if path.strip() in found:
+            raise UsageError(str(place), got="the field twice", wanted="all of its values at once", remedy=f"{path.strip()}={given},...")
         parts = [_word(part.strip()) for part in re.split(r",(?![^()]*\))", given)]
         found[path.strip()] = values(base, path.strip(), parts, place)
     return found
