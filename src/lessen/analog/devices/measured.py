@@ -11,7 +11,7 @@ With x = target / g_max, in microsiemens, fitted in this order:
 
     read     sigma_r(x)      deviation of reads of one device at one time around their mean
     written  b(x) + sigma(x) mean and deviation of a device's first mean from its target, the part of reading taken out
-    drift    nu(x), s        g = g_P (t / t0)^(-nu) for each device by least squares in logarithms; its scatter less what reading explains
+    drift    nu(x), s(x)      g = g_P (t / t0)^(-nu) for each device by least squares in logarithms; its scatter less what reading explains
 
 Targets are gathered into levels (those that there are, or at most 16 groups of near ones). Each level gives a figure after values beyond
 4.5 robust deviations (1.4826 median absolute deviations) are left out; polynomials go through the figures, weighted by how well each is
@@ -56,7 +56,7 @@ class Measured(Device):
     """Mean of a written conductance less its target."""
     exponent: tuple[float, ...] = (0.0,)
     """Mean exponent of drift."""
-    exponent_spread: float = 0.0
+    exponent_spread: tuple[float, ...] = (0.0,)
     """Its deviation from device to device."""
     reading: tuple[float, ...] = (0.0,)
     """Deviation of one read, in powers of the conductance that is read over g_max."""
@@ -67,14 +67,13 @@ class Measured(Device):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("written", "bias", "exponent", "reading"):
+        for name in ("written", "bias", "exponent", "exponent_spread", "reading"):
             values = tuple(getattr(self, name))
             object.__setattr__(self, name, values)
             if not values or not all(isinstance(v, int | float) and math.isfinite(v) for v in values):
                 raise UsageError("Measured", got=f"{name}={values}", wanted="coefficients that are numbers, one at least")
-        if not (0 <= self.exponent_spread < math.inf and 0 < self.begins < math.inf):
-            got = f"exponent_spread={self.exponent_spread:g}, begins={self.begins:g}"
-            raise UsageError("Measured", got=got, wanted="a spread of at least 0 and a first time above 0")
+        if not 0 < self.begins < math.inf:
+            raise UsageError("Measured", got=f"begins={self.begins:g}", wanted="a first time above 0")
         object.__setattr__(self, "first", self.begins)  # the first time of other kinds is one for all of them
 
     def program(self, target: Tensor, generator: torch.Generator) -> Cells:
@@ -82,7 +81,8 @@ class Measured(Device):
         x = target / self.g_max
         spread = polynomial(self.written, x).clamp_(min=0)
         written = normal(target, generator).mul_(spread).add_(target).add_(polynomial(self.bias, x)).clamp_(min=0)
-        return Cells(written, normal(target, generator).mul_(self.exponent_spread).add_(polynomial(self.exponent, x)))
+        scatter = polynomial(self.exponent_spread, x).clamp_(min=0)
+        return Cells(written, normal(target, generator).mul_(scatter).add_(polynomial(self.exponent, x)))
 
     def drifted(self, cells: Cells, seconds: float) -> Tensor:
         self.check_time(seconds)
@@ -141,11 +141,15 @@ class Fit:
             axes.plot((x * device.g_max).numpy(), polynomial(coefficients, x).numpy(), color="#c8553d", label="fit")
             axes.set(title=title, xlabel="conductance, uS" if name == "reading" else "target, uS", ylim=(0, None))
             axes.legend(frameon=False)
-        aside = Path(path).with_name(f".{Path(path).name}")
-        figure.savefig(
-            aside, format=Path(path).suffix.lstrip(".") or "svg", metadata={"Date": None} if Path(path).suffix == ".svg" else None
-        )
-        aside.replace(path)
+        path = Path(path)
+        aside, kind = path.with_name(f".{path.name}"), path.suffix.lstrip(".").lower() or "svg"
+        if kind not in ("svg", "png", "pdf"):
+            raise UsageError("plot of a fit", got=path.name, wanted="a name that ends in .svg, .png or .pdf")
+        try:
+            figure.savefig(aside, format=kind, metadata={"Date": None} if kind == "svg" else None)
+            aside.replace(path)
+        except OSError as error:
+            raise UsageError(str(path), got=(error.strerror or str(error)).lower(), wanted="a file that can be written") from None
 
 
 def from_measurements(path: str | Path, *, degree: int = 2, plot: str | Path | None = None) -> Measured:
@@ -196,15 +200,12 @@ def fit(path: str | Path, *, degree: int = 2) -> Fit:
         power = min(degree, int(known.sum()) - 1)
         return tuple(float(c) for c in np.polynomial.polynomial.polyfit(x[known], y[known], power, w=weight[known]))
 
-    spreads = np.array([item.exponent_spread for item in levels])
-    known = np.isfinite(spreads)
-    spread = float(np.sqrt(np.average(spreads[known] ** 2, weights=weight[known] ** 2))) if known.any() else 0.0
     made = Measured(
         g_max=g_max,
         written=through("written"),
         bias=through("bias"),
         exponent=through("exponent"),
-        exponent_spread=spread,
+        exponent_spread=through("exponent_spread"),
         reading=through("reading"),
         begins=first,
     )
