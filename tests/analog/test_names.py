@@ -1,5 +1,6 @@
 """Names that `lessen.analog` hands out."""
 
+import subprocess
 import sys
 from importlib import import_module
 from pkgutil import walk_packages
@@ -19,3 +20,9 @@ def test_names_are_what_they_say_and_stay_it_when_all_modules_are_imported():
 
 def test_every_method_of_the_command_line_is_among_them():
     assert {method.name for method in METHODS} <= set(analog._HOMES)
+
+
+def test_rooms_are_found_without_an_import_of_their_own():
+    code = "from lessen import analog; assert 'torch' not in sys.modules; print(analog.devices.PCM().first, analog.cost.__name__)"
+    found = subprocess.run([sys.executable, "-c", f"import sys; {code}"], check=True, capture_output=True, text=True).stdout
+    assert found.split() == ["20.0", "lessen.analog.cost"]

@@ -18,6 +18,7 @@ _HOMES = {
     "Dac": "periphery",
     "Differential": "encoding",
     "EST": "robust.est",
+    "explore": "search.explore",
     "Faults": "devices.faults",
     "find_split": "splitting",
     "foundation": "robust.hwa",
@@ -27,6 +28,7 @@ _HOMES = {
     "HardwareAware": "robust.hwa",
     "HPD": "robust.hpd",
     "Injected": "training.noise",
+    "load": "chipfile",
     "map": "mapping",
     "Mapped": "mapping",
     "NORA": "robust.nora",
@@ -40,15 +42,19 @@ _HOMES = {
     "ROMER": "robust.romer",
     "simulate": "simulation",
     "Simulation": "simulation",
+    "Search": "search.explore",
     "Sliced": "encoding",
     "Split": "mapping",
     "System": "chip",
     "Wires": "periphery",
 }
+_ROOMS = ("cost", "devices", "robust")  # `analog.devices.PCM`, `analog.cost.model.cost`
 _SELF = __name__
 
 
 def __getattr__(name: str) -> Any:
+    if name in _ROOMS:
+        return import_module(f"{_SELF}.{name}")
     if name not in _HOMES:
         raise AttributeError(f"module {_SELF!r} has no attribute {name!r}")
     globals()[name] = value = getattr(import_module(f"{_SELF}.{_HOMES[name]}"), name)
@@ -56,4 +62,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_HOMES})
+    return sorted({*globals(), *_HOMES, *_ROOMS})
