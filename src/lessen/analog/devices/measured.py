@@ -11,7 +11,7 @@ With x = target / g_max, in microsiemens, fitted in this order:
 
     read     sigma_r(x)      deviation of reads of one device at one time around their mean
     written  b(x) + sigma(x) mean and deviation of a device's first mean from its target, the part of reading taken out
-    drift    nu(x), s(x)      g = g_P (t / t0)^(-nu) for each device by least squares in logarithms; its scatter less what reading explains
+    drift    nu(x), s(x)     g = g_P (t / t0)^(-nu) for each device by least squares in logarithms; its scatter less what reading explains
 
 Targets are gathered into levels (those that there are, or at most 16 groups of near ones). Each level gives a figure after values beyond
 4.5 robust deviations (1.4826 median absolute deviations) are left out; polynomials go through the figures, weighted by how well each is
