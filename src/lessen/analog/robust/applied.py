@@ -50,8 +50,8 @@ class AutoSplit:
     """Keep digital what has to be, for a stated loss of quality, and save the most energy with the rest."""
 
     max_loss: float = 0.1
-    """How much worse than digital the mean over the chips may be, in units of the number that counts; where that is the signal-to-noise ratio
-    of the outputs: their error, root mean square, in parts of them."""
+    """How much worse than digital the mean over the chips may be, in units of the number that counts; where that is the
+    signal-to-noise ratio of the outputs: their error, root mean square, in parts of them."""
     chips: int = 3
     """Instances in the search; as many others prove what it found."""
     seconds: float | None = None
