@@ -67,3 +67,13 @@ def test_every_device_has_an_order_of_magnitude():
 def test_wear_that_makes_no_sense_is_refused(wrong: dict[str, float]):
     with pytest.raises(UsageError, match="Wear"):
         Wear(**wrong)
+
+
+def test_a_description_says_how_long_a_chip_lives():
+    from lessen.analog.chipfile import preset
+    from lessen.analog.described import derived
+
+    found = derived(preset("rram-milo"))
+    assert found["endurance"] == "1e+06 pulses, an order of magnitude: 2,740 years of one pulse a day for each device"
+    assert found["read disturb"] == "0.5% a decade of reads beyond 1e+06"
+    assert "endurance" not in derived(preset("ideal"))

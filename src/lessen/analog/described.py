@@ -7,6 +7,7 @@ from lessen.analog import chipfile
 from lessen.analog.chip import Chip
 from lessen.analog.cost.adc import MODELS, lossless_adc_bits
 from lessen.analog.cost.macro import per_mac, tops_per_mm2
+from lessen.analog.devices.wear import wear
 from lessen.analog.encoding import Encoding, Sliced
 
 _MAGNITUDE = 7  # bits of a weight or an input of 8 bits, its sign left out
@@ -78,6 +79,11 @@ def derived(chip: Chip) -> dict[str, str]:
         "reads for an input vector": str(chip.dac.cycles),
         "first time described": f"{chip.device.first:g} s",
     }
+    worn = wear(chip.device)
+    if isfinite(worn.endurance):
+        years = worn.lifetime_seconds(pulses=1, updates_a_second=1 / 86400) / (365 * 86400)
+        found["endurance"] = f"{worn.endurance:.0e} pulses, an order of magnitude: {years:,.0f} years of one pulse a day for each device"
+        found["read disturb"] = f"{worn.disturb:.1%} a decade of reads beyond {worn.onset:.0e}" if worn.disturb else "none known"
     if chip.system.tiles is not None:
         found["weights of the chip"] = f"{chip.system.tiles * rows * columns:,}"
     found["bits of the ADC"] = "ideal" if chip.adc.bits is None else f"{chip.adc.bits} with the sign"
