@@ -41,3 +41,19 @@ def test_grouped_queries_agree_with_padding_and_in_eager_attention(groups: int, 
         assert torch.allclose(answers(), fused, atol=1e-5), "float32 in another order"
         assert torch.allclose(answers(attention_mask=PADDED)[:, 2:], padded[:, 2:], atol=1e-5)
     assert model.config._attn_implementation == "sdpa"
+
+
+def test_kinds_in_turns_are_saved_and_loaded_from_the_configuration_that_there_was(tmp_path: Any):
+    """After the first turn one number says all widths, after the second none does."""
+    sizes = {"hidden_size": 128, "num_attention_heads": 8, "num_key_value_heads": 4, "intermediate_size": 96}
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        config = transformers.GraniteSWAConfig(vocab_size=64, num_hidden_layers=2, **sizes)
+        model = transformers.GraniteSWAForCausalLM(config).double().eval()
+    pruned = lessen.prune(model, {"input_ids": IDS}, method=Magnitude(ratio=0.25), kinds=("ffn", "kv_group", "heads", "width"))
+    made: Any = pruned.model
+    assert made.model.embed_tokens.weight.shape[1] == 96 and {layer.self_attn.num_key_value_groups for layer in made.model.layers} == {1}
+    lessen.save(pruned, tmp_path / "saved")
+    again: Any = lessen.load(tmp_path / "saved")
+    with torch.no_grad():
+        assert torch.equal(again(IDS).logits, made(IDS).logits)

@@ -183,6 +183,7 @@ class _Wanted:
     rounds: int
     prove: bool | None
     on_event: Listener | None
+    settle: bool = True  # look for a configuration of the smaller model
 
 
 def _in_turns(model: nn.Module, example: Any, batches: Iterable[Any], wanted: _Wanted, among: tuple[Any, Any, Any]) -> Pruned:
@@ -194,12 +195,17 @@ def _in_turns(model: nn.Module, example: Any, batches: Iterable[Any], wanted: _W
         names = " and ".join(choice.crossed)
         choice.notes.append(f"Units of kind {names} are left whole: others cut the same tensors; prune again for them.")
     batches = list(batches) if turns else batches
-    found = _prune(model, example, batches, wanted, choice)
     if not turns:
-        return found
-    then = _in_turns(found.model, example, batches, wanted, (None, later, among[2]))
-    both = {"edits": (*found.edits, *then.edits), "structure": (*found.structure, *then.structure), "kept": {**found.kept, **then.kept}}
-    return replace(found, model=then.model, after=then.after, notes=(*found.notes, *then.notes), **both)
+        return _prune(model, example, batches, wanted, choice)
+    # A configuration speaks of the whole way from the model that was given: only the end of it can be looked up.
+    part = replace(wanted, settle=False)
+    found = _prune(model, example, batches, part, choice)
+    then = _in_turns(found.model, example, batches, part, (None, later, among[2]))
+    edits, notes = (*found.edits, *then.edits), [*found.notes, *then.notes]
+    if wanted.settle and (wanted.uniform or _alike(choice, edits)):
+        notes += _settle(model, then.model, edits, example, wanted.uniform, False)
+    both = {"edits": edits, "structure": (*found.structure, *then.structure), "kept": {**found.kept, **then.kept}}
+    return replace(found, model=then.model, after=then.after, notes=tuple(notes), **both)
 
 
 def _prune(model: nn.Module, example: Any, batches: Iterable[Any], wanted: _Wanted, choice: Choice) -> Pruned:
@@ -227,7 +233,7 @@ def _prune(model: nn.Module, example: Any, batches: Iterable[Any], wanted: _Want
         views = [view_of(unit, tensors) for unit in chosen]
         notes += method.remarks(views, stats) if isinstance(method, Budget) else []
         edits, smaller = _attempts(cutting, method, views, stats, goal)
-    if wanted.uniform or _alike(choice, edits):
+    if wanted.settle and (wanted.uniform or _alike(choice, edits)):
         notes += _settle(model, smaller, edits, example, wanted.uniform, cutting.renumbered)
     notes += uneven(smaller, edits)
     before, after = sizes(model), sizes(smaller)
