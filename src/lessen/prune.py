@@ -200,7 +200,10 @@ def _in_turns(model: nn.Module, example: Any, batches: Iterable[Any], wanted: _W
     # A configuration speaks of the whole way from the model that was given: only the end of it can be looked up.
     part = replace(wanted, settle=False)
     found = _prune(model, example, batches, part, choice)
-    then = _in_turns(found.model, example, batches, part, (None, later, among[2]))
+    try:
+        then = _in_turns(found.model, example, batches, part, (None, later, among[2]))
+    except UsageError as error:  # nothing is left of them that could be cut
+        then = replace(found, edits=(), structure=(), kept={}, notes=(f"Nothing more was cut of {' and '.join(later)}: {error}.",))
     edits, notes = (*found.edits, *then.edits), [*found.notes, *then.notes]
     if wanted.settle and (wanted.uniform or _alike(choice, edits)):
         notes += _settle(model, then.model, edits, example, wanted.uniform, False)

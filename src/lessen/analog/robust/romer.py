@@ -12,9 +12,9 @@ others few. Two corrections after programming, both from calibration data and ne
 A router has no bias, so b is added along the mean state m: G' = a G + b m^T / |m|^2 gives b to an average token. Percentiles see only
 the distribution of an expert's logits: they mend a router whose logits have shifted or shrunk as a whole. Regression has token by token
 what the router should have said, and also mends errors that differ from token to token as far as they are linear in the state. It is
-the default because it is what helps: on a small mixture with 20 % error of writing, percentiles left what four chips cost
-where it was (0.431 to 0.432 nats) and sent fewer tokens to their experts, since nothing had shifted there as a whole; regression lowered the loss
-on every chip. Replacing starved experts changed nothing there either. The paper's gains are on models that this was not tried on.
+the default because it is what helps: on a small mixture with 20 % error of writing, percentiles left what four chips cost where it
+was and sent fewer tokens to their experts, since nothing had shifted there as a whole; regression lowered the loss on every chip.
+Replacing starved experts changed nothing there either. The paper's gains are on models that this was not tried on.
 
 Layers are corrected one after the other, since each moves what the next one reads. All decisions are edits; `act` carries them out on the
 network that was mapped and programs it again.
