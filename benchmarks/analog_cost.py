@@ -152,6 +152,8 @@ def _network(counted: tuple[list[LayerShape], torch.nn.Module]) -> Row:
     for times in (2, 4):
         room = replace(best, system=replace(best.system, tiles=times * needed))
         found[f"pcm-nandakumar, {times} times the tiles"] = cost(shapes, room, weights=weights).summary
+    apart = replace(best, array=replace(best.array, blocks=8))
+    found["pcm-nandakumar, at most 8 groups on a tile"] = cost(shapes, apart, weights=weights).summary
     depthwise = [s.name for s in shapes if s.kind == "depthwise"]
     split = cost(shapes, best, weights=weights, split=depthwise)
     found["pcm-nandakumar, depthwise convolutions digital"] = split.summary

@@ -71,7 +71,7 @@ def _chip(name: str) -> Chip:
     return replace(chip, dac=replace(chip.dac, range="dynamic"), system=replace(chip.system, tiles=None))
 
 
-def language(name: str, method: str, chips: int, seconds: Sequence[float] = (YEAR,)) -> Row:
+def language(name: str, method: str, chips: int = CHIPS, seconds: Sequence[float] = (YEAR,)) -> Row:
     """SmolLM2, plain or divided by HPD; embeddings are looked up, not multiplied."""
     model, seen, perplexity = _language()
     head = {"network": "smollm2", "chip": name, "method": method}

@@ -98,6 +98,22 @@ def test_small_groups_lie_block_diagonally_and_fill_little():
     assert offset > 5 * cost([depth], CHIP).energy.cells
 
 
+def test_blocks_of_a_tile_are_read_in_turn():
+    depth = LayerShape("depth", "depthwise", 9, 1, 96, 10.0, 960.0)
+    packed, apart = (cost([depth], replace(CHIP, array=replace(CHIP.array, blocks=n))).layers[0] for n in (None, 1))
+    assert (packed.tiles, apart.tiles) == (14, 96)
+    assert (packed.busy_ns, apart.busy_ns) == (7 * 500, 500)  # one column to convert: a read of 50 ns decides
+    assert packed.latency_ns == (10 * 7 - 1) * 50 + 50 + 10 + 2
+    assert (packed.energy.adc, packed.energy.cells) == (apart.energy.adc, apart.energy.cells)  # idle cells of pairs conduct nothing
+    twice = cost([depth], replace(CHIP, system=replace(CHIP.system, tiles=28))).layers[0]
+    assert (twice.replicas, twice.busy_ns) == (2, 7 * 500 / 2)
+
+
+def test_what_a_chip_cannot_pack_is_refused():
+    with pytest.raises(UsageError, match="blocks=0"):
+        Array(64, 64, blocks=0)
+
+
 def test_a_reference_column_is_read_with_every_tile():
     assert place(SMALL, replace(CHIP, encoding=Offset())).devices == 64 * 32 + 64
 

@@ -26,11 +26,15 @@ class Array:
     """Inputs of a tile."""
     columns: int = 512
     """Physical columns of a tile; a weight takes as many as its encoding has devices."""
+    blocks: int | None = None
+    """Groups of one layer (grouped and depthwise convolutions) that share a tile at most, read in turn; None: as many as fit."""
 
     def __post_init__(self) -> None:
         check_fields(self)
         if self.rows < 1 or self.columns < 1:
             raise UsageError("Array", got=f"{self.rows} x {self.columns}", wanted="at least one row and one column")
+        if self.blocks is not None and self.blocks < 1:
+            raise UsageError("Array", got=f"blocks={self.blocks}", wanted="at least one group on a tile, or none for as many as fit")
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ memories beyond those of the tiles are not in the model.
 import heapq
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields, replace
+from math import ceil
 
 from torch import Tensor
 
@@ -29,7 +30,7 @@ from lessen.analog.cost.count import LayerShape
 from lessen.analog.cost.digital import Digital
 from lessen.analog.cost.place import place
 from lessen.analog.cost.result import Area, Baseline, Cost, Energy, LayerCost
-from lessen.analog.cost.tile import interval_ns, loading_pj, tile_area, tile_energy, transport_energy, vector_ns
+from lessen.analog.cost.tile import interval_ns, loading_pj, reads_of_vector, tile_area, tile_energy, transport_energy, vector_ns
 from lessen.analog.mapping import Mapped, Split
 from lessen.analog.tiles.layer import matrix
 from lessen.core.strict import strict
@@ -120,7 +121,7 @@ def _on_tiles(shape: LayerShape, chip: Chip, weight: Tensor | None, adc: AdcMode
     where, cycles = place(shape, chip), chip.dac.cycles
     energy = Energy.sum([tile_energy(shape, chip, weight, adc), transport_energy(shape, chip, adc)])
     busy = _busy_ns(shape, chip, adc, replicas)
-    latency = busy - cycles * interval_ns(chip, adc) + vector_ns(where, chip, adc)
+    latency = busy - reads_of_vector(where, chip) * interval_ns(chip, adc, where) + vector_ns(where, chip, adc)
     conversions = shape.vectors * cycles * where.conversions
     return LayerCost(
         shape.name, shape.kind, "tiles", shape.macs, where.tiles, replicas, where.utilisation, conversions, energy, latency, busy, 0.0
@@ -128,8 +129,9 @@ def _on_tiles(shape: LayerShape, chip: Chip, weight: Tensor | None, adc: AdcMode
 
 
 def _busy_ns(shape: LayerShape, chip: Chip, adc: AdcModel | None, replicas: int) -> float:
-    """How long an inference keeps a layer's tiles: each replica takes its share of the vectors, at least one."""
-    return max(1, -(-shape.vectors // replicas)) * chip.dac.cycles * interval_ns(chip, adc)
+    """How long an inference keeps a layer's tiles: each replica takes its share of the reads, at least one."""
+    where = place(shape, chip)
+    return max(1, ceil(shape.vectors * where.turns / replicas)) * chip.dac.cycles * interval_ns(chip, adc, where)
 
 
 def _segments(analog: Sequence[LayerShape], chip: Chip) -> list[list[LayerShape]]:

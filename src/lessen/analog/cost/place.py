@@ -6,8 +6,9 @@ column tiles. Groups that are smaller than a tile lie on it block-diagonally, as
     groups on a tile = min(rows // K, columns // N)
 
 A depthwise convolution of 3 x 3 on 512 x 512 cells, with a pair of devices for a weight, so fills 9 of 512 cells of each column and needs a
-conversion for nine products: what makes it expensive on such chips. Layers share no tiles. Cells between the blocks hold no weight but are
-read with them: their energy counts here; their errors are not part of what a mapped network computes (`tiles.crossbar.Layout`).
+conversion for nine products: what makes it expensive on such chips. Blocks of a tile are read in turn (`turns` reads for one vector), as a
+mapped network computes them (`tiles.crossbar.Layout`): each row is driven once, and the cells beside its block, which hold no weight,
+conduct and are paid for, but their columns are not converted. `Array.blocks` trades tiles for time. Layers share no tiles.
 """
 
 from dataclasses import dataclass
@@ -29,6 +30,8 @@ class Place:
         devices: that are read with one vector, those between the blocks and reference columns among them.
         inputs: row drives for one vector and digit: inputs, once for every column tile.
         conversions: for one vector and digit: outputs, once for every row tile and slice.
+        turns: reads of a tile for one vector and digit: the blocks on it.
+        columns: that are converted in one of them.
     """
 
     row_tiles: int
@@ -39,6 +42,8 @@ class Place:
     devices: float
     inputs: int
     conversions: int
+    turns: int
+    columns: int
 
 
 def place(shape: LayerShape, chip: Chip) -> Place:
@@ -47,7 +52,8 @@ def place(shape: LayerShape, chip: Chip) -> Place:
     encoding, slices = chip.encoding, len(chip.encoding.shifts)
     weights = shape.groups * shape.inputs * shape.outputs
     if shape.groups > 1 and shape.inputs <= rows and shape.outputs <= columns:
-        tiles, row_tiles, column_tiles = layout(shape.groups, shape.inputs, shape.outputs, chip).tiles, 1, 1
+        where = layout(shape.groups, shape.inputs, shape.outputs, chip)
+        tiles, row_tiles, column_tiles = where.tiles, 1, 1
         mean = shape.groups / tiles  # blocks on a tile
         cells = shape.groups * shape.outputs * mean * shape.inputs
         used = mean * shape.inputs
@@ -67,4 +73,6 @@ def place(shape: LayerShape, chip: Chip) -> Place:
         devices=devices,
         inputs=shape.groups * shape.inputs * column_tiles,
         conversions=shape.groups * shape.outputs * row_tiles * slices,
+        turns=where.together,
+        columns=min(shape.outputs, chip.columns) * slices,
     )

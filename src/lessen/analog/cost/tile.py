@@ -1,13 +1,14 @@
 """One layer on tiles: conversions, drives, currents, sums; and what a tile takes in area and time.
 
-For one vector, with r row tiles, c column tiles, s slices (groups of columns that are read apart) and d digits (reads of a tile):
+For one vector, with r row tiles, c column tiles, s slices (groups of columns that are read apart) and d digits (reads of a tile, times the
+blocks of small groups on it, which are read in turn):
 
     conversions = N r s d      row drives = K c d      device reads = devices d      scales = N r s (r if the ADC has one stated range)
 
-A tile is read every `interval`: its converters sample and hold, so the array is read for the next digit while `adc.columns` columns take
-their turns.
+A tile is read every `interval`: its converters sample and hold, so the array is read for the next digit while the columns of a converter,
+`adc.columns` or as many as the block has, take their turns.
 
-    interval = max(read, adc.columns max(sample, clock))        vector = read + adc.columns sample + (d - 1) interval + sums
+    interval = max(read, columns max(sample, clock))        vector = read + columns sample + (d - 1) interval + sums
 
 Conductances are those that the weights take; where weights are not given, those of a standard normal matrix of 512 rows. Inputs are taken
 as spread evenly over their range (mean square 1/3), single bits as set half of the time.
@@ -128,17 +129,27 @@ def tile_area(chip: Chip, adc: AdcModel | None = None) -> Area:
     )
 
 
-def interval_ns(chip: Chip, adc: AdcModel | None = None) -> float:
-    """Between two reads of a tile."""
+def interval_ns(chip: Chip, adc: AdcModel | None = None, where: Place | None = None) -> float:
+    """Between two reads of a tile, which a layer fills to its last column unless it is told otherwise."""
     sample = max(converter(chip, adc).sample_ns(chip), 1 / chip.system.clock_ghz)
-    return max(chip.system.read_ns, chip.adc.columns * sample)
+    return max(chip.system.read_ns, _turns_of_converter(chip, where) * sample)
+
+
+def _turns_of_converter(chip: Chip, where: Place | None) -> int:
+    """Columns that one converter has to sample after a read."""
+    return chip.adc.columns if where is None else min(chip.adc.columns, where.columns)
+
+
+def reads_of_vector(where: Place, chip: Chip) -> int:
+    """Reads of a tile for one input vector: digits, and blocks in turn."""
+    return chip.dac.cycles * where.turns
 
 
 def vector_ns(where: Place, chip: Chip, adc: AdcModel | None = None) -> float:
     """From the first drive of a vector to its finished sums: row tiles are added two by two, then scaled."""
-    converting = chip.adc.columns * converter(chip, adc).sample_ns(chip)
+    converting = _turns_of_converter(chip, where) * converter(chip, adc).sample_ns(chip)
     adding = (ceil(log2(where.row_tiles)) + 2) / chip.system.clock_ghz
-    return chip.system.read_ns + converting + (chip.dac.cycles - 1) * interval_ns(chip, adc) + adding
+    return chip.system.read_ns + converting + (reads_of_vector(where, chip) - 1) * interval_ns(chip, adc, where) + adding
 
 
 def _driven_bits(chip: Chip) -> int:

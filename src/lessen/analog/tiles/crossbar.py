@@ -29,8 +29,8 @@ _AT_ONCE = 2**18  # weights that are made into conductances at one time; about t
 class Layout:
     """How a matrix lies on tiles.
 
-    Groups that are smaller than a tile share it, block-diagonally. Errors of the cells between their blocks, which hold no weight, are not
-    in the sums: whoever does not want them drives the blocks one after the other, at the cost of as many reads.
+    Groups that are smaller than a tile share it, block-diagonally, and are read one after the other: while one is driven, all other rows
+    rest, so no current of the cells between the blocks, which hold no weight, comes into a sum. `cost` counts as many reads.
 
     Attributes:
         groups: independent blocks of the layer (grouped convolution), else 1.
@@ -63,7 +63,7 @@ class Layout:
 def layout(groups: int, inputs: int, outputs: int, chip: Chip) -> Layout:
     """The layout of `groups` matrices of `outputs` x `inputs` on a chip."""
     row_tiles = -(-inputs // chip.array.rows)
-    together = max(1, min(chip.array.rows // inputs, chip.columns // outputs, groups))
+    together = max(1, min(chip.array.rows // inputs, chip.columns // outputs, groups, chip.array.blocks or groups))
     return Layout(groups, inputs, outputs, row_tiles, -(-inputs // row_tiles), chip.columns, together)
 
 
