@@ -230,16 +230,18 @@ class Idle(nn.Module):
         return self.used(x) @ self.idle.weight
 
 
-@pytest.mark.parametrize("dac", [Dac(8), Dac(8, range="dynamic")], ids=["inputs", "sums"])
+@pytest.mark.parametrize(
+    "chip", [Chip(dac=Dac(8), adc=Adc(12)), Chip(dac=Dac(8, range="dynamic"), adc=Adc(12)), Chip()], ids=["inputs", "sums", "ideal"]
+)
 @torch.no_grad()
-def test_a_layer_that_calibration_does_not_reach_stays_digital(dac: Dac):
+def test_a_layer_that_calibration_does_not_reach_stays_digital(chip: Chip):
     model, x = Idle(), torch.randn(5, 3)
-    mapped = map(model, Chip(dac=dac, adc=Adc(12)), calibration=[x]).program()
+    mapped = map(model, chip, calibration=[x]).program()
     assert list(mapped.layers) == ["used"] and mapped.digital == {"idle": "calibration gave it no input"}
     assert type(mapped.model.idle) is nn.Linear and mapped.model.idle.weight is model.idle.weight
     assert torch.allclose(mapped(x), model(x), atol=0.05)  # converters of 8 and 12 bits
     with pytest.raises(LessenError, match="calibration of idle: got no input"):
-        map(model, Chip(dac=dac, adc=Adc(12)), split=["used"], calibration=[x])
+        map(model, chip, split=["used"], calibration=[x])
 
 
 @torch.no_grad()

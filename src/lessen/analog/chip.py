@@ -36,6 +36,10 @@ class Array:
         if self.blocks is not None and self.blocks < 1:
             raise UsageError("Array", got=f"blocks={self.blocks}", wanted="at least one group on a tile, or none for as many as fit")
 
+    def __repr__(self) -> str:  # sizes are what is read in tables
+        limit = "" if self.blocks is None else f", blocks={self.blocks}"
+        return f"Array(rows={self.rows}, columns={self.columns}{limit})"
+
 
 @dataclass(frozen=True)
 class System:

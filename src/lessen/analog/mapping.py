@@ -28,7 +28,7 @@ from lessen.analog.tiles.experts import AnalogExperts, AnalogRouter, is_pack, is
 from lessen.analog.tiles.layer import Tiles, kind_of, matrix, on_tiles
 from lessen.analog.tiles.streams import stream
 from lessen.core.event import Event, Listener
-from lessen.core.modules import evaluating
+from lessen.core.modules import evaluating, heard
 from lessen.core.strict import strict
 from lessen.errors import LessenError, UsageError, nearest
 
@@ -144,7 +144,8 @@ class Mapped:
         """Set the ranges of all converters from what calibration inputs ask of them; the network computes digitally meanwhile.
 
         An expert that no token has reached takes the widest ranges of the layer's other experts (`borrowed`). Any other layer that no
-        input has reached stays digital (`digital`): there is nothing by which to set its converters.
+        input has reached stays digital (`digital`): there is nothing by which to set its converters, and a layer whose weight is used
+        without a call, as Mamba does with its convolution, computes digitally whatever the chip.
         """
         batches, call = list(batches), run or _run
         if not batches:
@@ -153,17 +154,18 @@ class Mapped:
         passes = (["inputs"] if chip.dac.bits is not None and chip.dac.range == "calibrated" else []) + (
             ["sums"] if chip.adc.bits is not None and chip.adc.range == "calibrated" else []
         )
+        called: set[str] = set()
         try:
-            for mode in passes:
+            for mode in passes or ["digital"]:
                 for name in self.layers:
                     self.tiles(name).mode = mode  # pyright: ignore[reportAttributeAccessIssue]
-                with torch.no_grad(), evaluating(self.model):
+                with torch.no_grad(), evaluating(self.model), heard(self.layers, lambda name, _, __: called.add(name)):
                     for batch in batches:
                         call(self.model, batch)
         finally:
             for name in self.layers:
                 self.tiles(name).mode = "run"
-        self._settle([name for name in self.layers if self._lacks(name, passes)], passes)
+        self._settle([name for name in self.layers if name not in called or self._lacks(name, passes)], passes)
         return self
 
     def _lacks(self, name: str, passes: Sequence[str]) -> bool:
@@ -177,8 +179,9 @@ class Mapped:
         for name in idle:
             beside = [other for other in siblings(name, self.layers) if other not in idle]
             if beside:
-                self.borrowed[name] = f"{len(beside)} other experts of its layer"
-                self.tiles(name).ranges.widen([self.tiles(other).ranges for other in beside])
+                if passes:
+                    self.borrowed[name] = f"{len(beside)} other experts of its layer"
+                    self.tiles(name).ranges.widen([self.tiles(other).ranges for other in beside])
                 continue
             if len(self.layers) == 1:
                 raise LessenError(f"calibration of {name}", got="no input", wanted="data that reaches a layer on tiles")
