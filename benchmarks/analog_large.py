@@ -2,7 +2,7 @@
 
 SmolLM2's inputs are driven over the range of each token (a dynamic DAC), since activations of language models have outliers that no static
 range holds. Its perplexity is that of 512 tokens of held-out text. HPD takes the main directions of every projection's inputs from
-calibration text and multiplies them digitally.
+calibration text and multiplies them digitally. Chips have as many tiles as the networks take.
 """
 
 from collections.abc import Callable, Sequence
@@ -31,7 +31,7 @@ def classifier(name: str, adabs: bool = False) -> Row:
     """Lite0: agreement with the digital network, and the signal-to-noise ratio of the logits."""
     model = lite0.classifier()
     seen, judged = lite0.pictures(64, odd=False), lite0.pictures(100, odd=True)
-    mapped = map(model, preset(name), calibration=list(seen.split(16)))
+    mapped = map(model, _roomy(preset(name)), calibration=list(seen.split(16)))
     with torch.no_grad():
         digital = model(judged)
     found = simulate(
@@ -66,9 +66,14 @@ def _language() -> tuple[nn.Module, list[torch.Tensor], Callable[[nn.Module], fl
 
 
 def _chip(name: str) -> Chip:
-    """A preset with inputs driven over the range of each token, and as many tiles as it takes."""
-    chip = preset(name)
-    return replace(chip, dac=replace(chip.dac, range="dynamic"), system=replace(chip.system, tiles=None))
+    """A preset with inputs driven over the range of each token."""
+    chip = _roomy(preset(name))
+    return replace(chip, dac=replace(chip.dac, range="dynamic"))
+
+
+def _roomy(chip: Chip) -> Chip:
+    """As many tiles as it takes."""
+    return replace(chip, system=replace(chip.system, tiles=None))
 
 
 def language(name: str, method: str, chips: int = CHIPS, seconds: Sequence[float] = (YEAR,)) -> Row:
