@@ -44,7 +44,7 @@ class _PhaseChange(Device):
 
     def sigma(self, target: Tensor) -> Tensor:
         """Standard deviation of a written conductance before it is cut at zero."""
-        return polynomial(self.writing, target / self.g_max) * (self.g_max / self.reference)
+        return polynomial(self.writing, target / self.g_max).mul_(self.g_max / self.reference)
 
     def exponent(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and standard deviation of the drift exponent for targets in parts of g_max."""
@@ -71,7 +71,7 @@ class _PhaseChange(Device):
             for _ in range(2):  # the exponent depends on what is looked for, but weakly
                 mean = self.exponent((programmed / self.g_max).clamp(min=_LEAST))[0]
                 programmed = decay(conductance, -mean, seconds, self.first)
-        return conductance * self.quality((programmed / self.g_max).clamp(min=0)) * flicker(seconds, self.t_read)
+        return self.quality((programmed / self.g_max).clamp_(min=0)).mul_(conductance).mul_(flicker(seconds, self.t_read))
 
 
 @dataclass(frozen=True)
@@ -86,10 +86,11 @@ class PCM(_PhaseChange):
 
     def exponent(self, x: Tensor) -> tuple[Tensor, Tensor]:
         logarithm = x.log()
-        return (-0.0155 * logarithm + 0.0244).clamp_(0.049, 0.1), (-0.0125 * logarithm - 0.0059).clamp_(0.008, 0.045)
+        return (-0.0155 * logarithm).add_(0.0244).clamp_(0.049, 0.1), logarithm.mul_(-0.0125).sub_(0.0059).clamp_(0.008, 0.045)
 
     def quality(self, x: Tensor) -> Tensor:
-        return (0.0088 / x.pow(0.65).clamp_(min=1e-3)).clamp_(max=0.2)
+        # x^-0.65 by logarithm and exponential takes less than by a power; x = 0 gives infinity, which is cut as any below 1e-3^(1/0.65)
+        return x.log().mul_(-0.65).exp_().clamp_(max=1e3).mul_(0.0088).clamp_(max=0.2)
 
 
 @dataclass(frozen=True)
@@ -117,11 +118,13 @@ class HermesPCM(_PhaseChange):
             raise UsageError(type(self).__name__, got=f"g_max={self.g_max:g}", wanted=wanted)
 
     def exponent(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        mean = _pieces(x, (0.0945, -0.0387, -0.0182, 0.0720, 0.13), (0.0736, -0.0126, -0.0436))
-        return mean, _pieces(x, self.spread_below, self.spread_above)
+        logarithm = x.log()
+        mean = _pieces(x, logarithm, (0.0945, -0.0387, -0.0182, 0.0720, 0.13), (0.0736, -0.0126, -0.0436))
+        return mean, _pieces(x, logarithm, self.spread_below, self.spread_above)
 
     def quality(self, x: Tensor) -> Tensor:
-        return _pieces(x.clamp(min=_LEAST), self.quality_below, self.quality_above)
+        x = x.clamp(min=_LEAST)
+        return _pieces(x, x.log(), self.quality_below, self.quality_above)
 
 
 @dataclass(frozen=True)
@@ -140,10 +143,12 @@ class HermesSinglePCM(HermesPCM):
     quality_above: ClassVar[tuple[float, ...]] = (0.0088, 0.0768, -0.1352, 0.0664)
 
 
-def _pieces(x: Tensor, below: tuple[float, ...], above: tuple[float, ...]) -> Tensor:
-    """A clipped logarithm up to a border, a polynomial from there on."""
+def _pieces(x: Tensor, logarithm: Tensor, below: tuple[float, ...], above: tuple[float, ...]) -> Tensor:
+    """A clipped logarithm (of `x`) up to a border, a polynomial from there on."""
     border, slope, offset, low, high = below
-    return torch.where(x < border, (slope * x.log() + offset).clamp_(low, high), polynomial(above, x))
+    # a weight of 0 or 1 chooses: on unordered conductances `torch.where` takes as long as ten such passes
+    chosen = torch.lt(x.detach(), border, out=torch.empty_like(x))
+    return polynomial(above, x).lerp_((slope * logarithm).add_(offset).clamp_(low, high), chosen)
 
 
 @dataclass(frozen=True)

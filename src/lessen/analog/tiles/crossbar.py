@@ -205,7 +205,7 @@ def _part(scaled: Tensor, chip: Chip, moment: Moment, number: tuple[int, int], w
             made.held = wires.held(planes, conductances)
         conductances = wires.seen(planes, conductances, chip)
     for plane, g, (_, sigma) in zip(planes, conductances, aged, strict=True):
-        made.signed[:, plane.slice] += plane.sign / span * g  # a reference column counts for all columns
+        made.signed[:, plane.slice].add_(g, alpha=plane.sign / span)  # a reference column counts for all columns
         _bend(made, plane, device, g, chip.system.read_v)
         if fresh and sigma is not None:
             _disturb(made, plane, (sigma / span).square())
@@ -215,7 +215,7 @@ def _part(scaled: Tensor, chip: Chip, moment: Moment, number: tuple[int, int], w
 def _aged(plane: Plane, chip: Chip, moment: Moment, address: tuple[int, int, int], written: Written | None) -> tuple[Tensor, Tensor | None]:
     """Conductances of a plane at a moment, frozen noise included, and the standard deviation of reading them."""
     device = chip.device
-    target = device.g_min + plane.share * (device.g_max - device.g_min)
+    target = (plane.share * (device.g_max - device.g_min)).add_(device.g_min)
     if moment.seconds is None:
         return target, None
     draw = (moment.layer, *address)
@@ -224,11 +224,11 @@ def _aged(plane: Plane, chip: Chip, moment: Moment, address: tuple[int, int, int
         cells = device.program(target, stream(moment.chip, "program", *draw))
         if written is not None:
             written[address] = cells
-    g = device.drifted(cells, moment.seconds)
+    g = chip.use.read(device.drifted(cells, moment.seconds), device, moment.seconds)
     g = chip.faults.apply(g, (device.g_min, device.g_max), stream(moment.chip, "faults", *draw))
     sigma = None if chip.reads == "quiet" else device.read_sigma(g, moment.seconds, cells.conductance)
     if chip.reads == "frozen" and sigma is not None:
-        g = (g + sigma * normal(g, stream(moment.chip, "read", moment.seconds, *draw))).clamp_(min=0)
+        g = normal(g, stream(moment.chip, "read", moment.seconds, *draw)).mul_(sigma).add_(g).clamp_(min=0)
     return g, sigma
 
 

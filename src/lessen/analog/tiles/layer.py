@@ -20,6 +20,7 @@ from lessen.analog.tiles import convolution, execute
 from lessen.analog.tiles.arrangement import Arrangement
 from lessen.analog.tiles.crossbar import Crossbar, Layout, Moment, Written, joined, layout, over_tiles, pieces, realise, scales, widened
 from lessen.analog.tiles.execute import Numbers, Ranges
+from lessen.analog.tiles.quantiles import quantile
 from lessen.errors import LessenError
 
 _SAMPLES = 2**20  # magnitudes from which a quantile is taken
@@ -83,7 +84,8 @@ class Tiles:
             return 1.0
         known = self.before.get(number)
         if known is None or known[0] != moment.chip:
-            first = realise(scaled, self.chip, replace(moment, seconds=self.chip.device.first), number, written)
+            start = self.chip.device.first
+            first = crossbar if moment.seconds == start else realise(scaled, self.chip, replace(moment, seconds=start), number, written)
             known = self.before[number] = (moment.chip, self._reading(first))
         return known[1] / self._reading(crossbar).clamp(min=1e-4 * known[1])
 
@@ -155,7 +157,7 @@ class Tiles:
             raise LessenError(f"calibration of {self.name}", got=got, wanted="numbers to set the converters by", remedy=remedy)
         if self.mode == "inputs":
             flat = x.detach().abs().flatten()
-            largest = torch.quantile(flat[:: max(1, flat.numel() // _SAMPLES)].float(), chip.dac.quantile).to(x.dtype)
+            largest = quantile(flat[:: max(1, flat.numel() // _SAMPLES)].float(), chip.dac.quantile)[0].to(x.dtype)
             largest = largest if largest > 0 else flat.max().clamp(min=torch.finfo(x.dtype).tiny)
             self.ranges.input = largest if self.ranges.input is None else torch.maximum(largest, self.ranges.input)
             return
@@ -164,7 +166,7 @@ class Tiles:
         largest, usual = torch.cat([a for a, _ in found], -1), torch.cat([b for _, b in found], -1)
         # How far the rare sums reach beyond the usual ones is much alike for the columns of a layer, and each of them has seen little.
         reach = torch.where(usual > 0, largest / usual.clamp(min=torch.finfo(x.dtype).tiny), 0.0).flatten()
-        wide = torch.maximum(largest, usual * torch.quantile(reach[:: -(-reach.numel() // _SAMPLES)].float(), _REACH).to(x.dtype))
+        wide = torch.maximum(largest, usual * quantile(reach[:: -(-reach.numel() // _SAMPLES)].float(), _REACH).to(x.dtype))
         # Few vectors say little of a single column (a class that calibration did not show): it gets the more of the layer's widest range.
         widest = float(wide.max())
         wide = wide.clamp(min=widest * min(1.0, max(_LEAST, _FEW / len(x) ** 0.5))) if widest > 0 else torch.ones_like(wide)
@@ -174,9 +176,9 @@ class Tiles:
     def _asked(self, x: Tensor, tiles: Tensor) -> tuple[Tensor, Tensor]:
         """A quantile of the column sums of ideal tiles, and their root mean square: `tile 1 slice column`."""
         sums = self.sums(x, tiles).abs_()
-        largest = torch.quantile(sums.float(), self.chip.adc.quantile, dim=1, keepdim=True).to(x.dtype)
+        largest = quantile(sums.float(), self.chip.adc.quantile, dim=1).to(x.dtype)
         slices = len(self.chip.encoding.shifts)
-        usual = sums.square().mean(1, keepdim=True).sqrt_()
+        usual = sums.square_().mean(1, keepdim=True).sqrt_()
         return largest.unflatten(-1, (slices, -1)), usual.unflatten(-1, (slices, -1))
 
     def sums(self, x: Tensor, tiles: Tensor) -> Tensor:
