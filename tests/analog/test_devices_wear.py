@@ -1,14 +1,20 @@
 """Use of a device: pulses counted against the formula, life, disturbance by reading."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 
+from lessen.analog import chipfile
+from lessen.analog.chip import Chip
+from lessen.analog.chipfile import preset
+from lessen.analog.described import derived
 from lessen.analog.devices import DEVICES
 from lessen.analog.devices.flash import NorFlash
 from lessen.analog.devices.gaussian import Gaussian
-from lessen.analog.devices.wear import Wear, expected_pulses, verified, wear
+from lessen.analog.devices.wear import Use, Wear, expected_pulses, verified, wear
+from lessen.analog.mapping import map
 from lessen.errors import LessenError, UsageError
 
 
@@ -70,10 +76,32 @@ def test_wear_that_makes_no_sense_is_refused(wrong: dict[str, float]):
 
 
 def test_a_description_says_how_long_a_chip_lives():
-    from lessen.analog.chipfile import preset
-    from lessen.analog.described import derived
-
     found = derived(preset("rram-milo"))
-    assert found["endurance"] == "1e+06 pulses, an order of magnitude: 2,740 years of one pulse a day for each device"
+    assert found["endurance"] == "1e+06 pulses, an order of magnitude: 2,740 years if every value is written once a day"
     assert found["read disturb"] == "0.5% a decade of reads beyond 1e+06"
     assert "endurance" not in derived(preset("ideal"))
+    often = replace(preset("rram-milo"), use=Use(reads_a_second=1e6, updates_a_second=1.0, pulses=10, endurance=1e7))
+    assert derived(often)["endurance"] == "1e+07 pulses: 0.03171 years if every value is written as often as stated"  # 1e6 s
+    assert derived(often)["read disturb"].endswith(": 3.7% after a year at 1e+06 reads a second")  # 0.5 % x log10(3.15e7)
+
+
+@pytest.mark.parametrize("wrong", [{"reads_a_second": -1.0}, {"pulses": 0.5}, {"updates_a_second": math.nan}, {"disturb": 2.0}])
+def test_use_that_makes_no_sense_is_refused(wrong: dict[str, float]):
+    with pytest.raises(UsageError, match=r"Use|Wear"):
+        Use(**wrong)
+
+
+@torch.no_grad()
+def test_reads_move_what_a_mapped_network_computes():
+    layer, x = torch.nn.Linear(16, 4, bias=False), torch.ones(1, 16)
+    read = Chip(use=Use(reads_a_second=1e6, disturb=0.01, onset=1e6))
+    exact, quiet, moved = layer(x), *(map(layer, chip).program(0, seconds=999.0)(x) for chip in (Chip(), read))
+    torch.testing.assert_close(quiet, exact)
+    torch.testing.assert_close(moved, 1.03 * exact)  # three decades of one per cent
+    found = map(layer, replace(read, compensation="tile")).program(0, seconds=999.0)(x)
+    torch.testing.assert_close(found, exact)  # all devices of a tile alike: digital correction finds the factor
+
+
+def test_use_stands_in_a_chip_file():
+    chip = replace(preset("nor-wtm2101"), use=Use(reads_a_second=10.0, endurance=1e4))
+    assert chipfile.loads(chipfile.dumps(chip)) == chip

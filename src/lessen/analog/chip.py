@@ -12,6 +12,7 @@ import torch
 
 from lessen.analog.devices.device import Device
 from lessen.analog.devices.faults import Faults
+from lessen.analog.devices.wear import Use
 from lessen.analog.encoding import Differential, Encoding
 from lessen.analog.periphery import Adc, Dac, Wires
 from lessen.core.strict import check_fields
@@ -101,6 +102,8 @@ class Chip:
     compensation: Literal["none", "tile", "column"] = "none"
     """Digital correction of drift from a reading of known inputs: one factor for each tile, or for each of its columns."""
     system: System = System()
+    use: Use = Use()
+    """How often its devices are read and written, and how they stand it."""
     name: str = "unnamed"
     source: str = ""
     """Where its numbers are from."""

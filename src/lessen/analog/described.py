@@ -1,13 +1,12 @@
 """A chip and what follows from it: figures that a reader of its description would compute by hand."""
 
-from math import isfinite
+from math import isfinite, log10
 from pathlib import Path
 
 from lessen.analog import chipfile
 from lessen.analog.chip import Chip
 from lessen.analog.cost.adc import MODELS, lossless_adc_bits
 from lessen.analog.cost.macro import per_mac, tops_per_mm2
-from lessen.analog.devices.wear import wear
 from lessen.analog.encoding import Encoding, Sliced
 
 _MAGNITUDE = 7  # bits of a weight or an input of 8 bits, its sign left out
@@ -79,11 +78,7 @@ def derived(chip: Chip) -> dict[str, str]:
         "reads for an input vector": str(chip.dac.cycles),
         "first time described": f"{chip.device.first:g} s",
     }
-    worn = wear(chip.device)
-    if isfinite(worn.endurance):
-        years = worn.lifetime_seconds(pulses=1, updates_a_second=1 / 86400) / (365 * 86400)
-        found["endurance"] = f"{worn.endurance:.0e} pulses, an order of magnitude: {years:,.0f} years of one pulse a day for each device"
-        found["read disturb"] = f"{worn.disturb:.1%} a decade of reads beyond {worn.onset:.0e}" if worn.disturb else "none known"
+    found |= _of_use(chip)
     if chip.system.tiles is not None:
         found["weights of the chip"] = f"{chip.system.tiles * rows * columns:,}"
     found["bits of the ADC"] = "ideal" if chip.adc.bits is None else f"{chip.adc.bits} with the sign"
@@ -101,6 +96,23 @@ def derived(chip: Chip) -> dict[str, str]:
     found["energy of a MAC on a full tile"] = f"{mac.total:.3g} fJ: ADC {mac.adc:.3g}, DAC {mac.dac:.3g}, cells {mac.cells:.3g}"
     if isfinite(mac.macro_tops_per_watt):
         found["macro at its peak"] = f"{mac.macro_tops_per_watt:.3g} TOPS/W, {tops_per_mm2(chip):.3g} TOPS/mm2"
+    return found
+
+
+def _of_use(chip: Chip) -> dict[str, str]:
+    """What writing and reading do to the devices."""
+    worn, year = chip.use.of(chip.device), 365 * 86400
+    if not isfinite(worn.endurance):
+        return {}
+    whose = ", an order of magnitude" if chip.use.endurance is None else ""
+    life, rate = chip.use.life_seconds(chip.device), "as often as stated"
+    if not isfinite(life):
+        life, rate = worn.lifetime_seconds(chip.use.pulses, 1 / 86400), "once a day"
+    found = {"endurance": f"{worn.endurance:.0e} pulses{whose}: {life / year:,.4g} years if every value is written {rate}"}
+    found["read disturb"] = f"{worn.disturb:.1%} a decade of reads beyond {worn.onset:.0e}" if worn.disturb else "none known"
+    if worn.disturb and chip.use.reads_a_second:
+        moved = worn.disturb * log10(1 + chip.use.reads_a_second * year / worn.onset)
+        found["read disturb"] += f": {moved:.1%} after a year at {chip.use.reads_a_second:g} reads a second"
     return found
 
 

@@ -10,7 +10,7 @@ resistive memories and warns how it is measured); a vendor's data sheet should r
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -73,6 +73,49 @@ def wear(device: Device) -> Wear:
     100000.0
     """
     return next((found for kind, found in _FAMILIES if isinstance(device, kind)), Wear())
+
+
+@dataclass(frozen=True)
+class Use:
+    """What a chip does with its devices, and how they stand it."""
+
+    reads_a_second: float = 0.0
+    """Of each device. Reading disturbs it (`Wear.disturbed`); 0: nothing is disturbed."""
+    updates_a_second: float = 0.0
+    """How often every value is written anew; 0: once."""
+    pulses: float = 1.0
+    """That writing a value takes, verification included."""
+    endurance: float | None = None
+    """Pulses that a device survives; None: the order of magnitude of its family (`wear`)."""
+    disturb: float | None = None
+    """Change of the conductance for each decade of reads, as a share; None: that of the family."""
+    onset: float | None = None
+    """Reads before which nothing is seen; None: that of the family."""
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+        if not (0 <= self.reads_a_second < math.inf and 0 <= self.updates_a_second < math.inf and 1 <= self.pulses < math.inf):
+            got = f"reads_a_second={self.reads_a_second:g}, updates_a_second={self.updates_a_second:g}, pulses={self.pulses:g}"
+            raise UsageError("Use", got=got, wanted="rates of at least 0 and at least one pulse")
+        self.of(Device())
+
+    def of(self, device: Device) -> Wear:
+        """How a device suffers: as its family, but for what is stated."""
+        stated = {key: value for key in ("endurance", "disturb", "onset") if (value := getattr(self, key)) is not None}
+        return replace(wear(device), **stated)
+
+    def read(self, conductance: Tensor, device: Device, seconds: float) -> Tensor:
+        """Conductances after the reads of some time."""
+        suffers = self.of(device)
+        return suffers.disturbed(conductance, self.reads_a_second * seconds) if self.reads_a_second and suffers.disturb else conductance
+
+    def life_seconds(self, device: Device) -> float:
+        """Until its updates have worn a device out.
+
+        >>> Use(updates_a_second=1.0).life_seconds(NorFlash())
+        100000.0
+        """
+        return self.of(device).lifetime_seconds(self.pulses, self.updates_a_second)
 
 
 def expected_pulses(sigma: Tensor, tolerance: float) -> Tensor:
