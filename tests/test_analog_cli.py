@@ -56,6 +56,23 @@ def normed() -> Any:
     return net
 
 
+def experts() -> Any:
+    """A mixture of experts from transformers that reads vectors."""
+    from transformers import MixtralConfig
+    from transformers.models.mixtral.modeling_mixtral import MixtralSparseMoeBlock
+
+    config = MixtralConfig(hidden_size=16, intermediate_size=16, num_local_experts=4, num_experts_per_tok=2)
+    config._experts_implementation = "eager"
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        block = MixtralSparseMoeBlock(config)
+        for p in block.parameters():
+            nn.init.normal_(p, std=0.4)
+        net: Any = nn.Sequential(nn.Linear(16, 16), block, nn.Linear(16, 4)).eval()
+    net.example_inputs = torch.randn(8, 12, 16, generator=torch.Generator().manual_seed(0))
+    return net
+
+
 OURS = [f"{HERE}:network", "--batches", f"{HERE}:batches", "--chip"]
 
 
@@ -203,6 +220,19 @@ def test_batch_norms_learn_the_drifted_chip(capsys: Any):
     run = told(capsys, "robust", f"{HERE}:normed", "--chip", "pcm-joshi", "--times", "1y", "--chips", "1", "--method", "BatchNorms")["run"]
     before, after = (found["rows"]["sqnr_db"][0]["mean"] for found in run["qualities"])
     assert before != after
+
+
+def test_routers_are_corrected_for_every_chip(tmp_path: Path, capsys: Any):
+    words = [f"{HERE}:experts", "--chip", "pcm-nandakumar", "--times", "20s,1d", "--chips", "2", "--method", "ROMER", "--starved", "0.5"]
+    run = told(capsys, "robust", *words, "--out", tmp_path / "out")["run"]
+    before, after = (found["rows"]["sqnr_db"] for found in run["qualities"])
+    assert all(a["mean"] != b["mean"] for a, b in zip(before, after, strict=True))
+    assert not any("weights" in note for note in run["notes"])  # they are those of before
+    again = told(capsys, "robust", *words, "--out", tmp_path / "out")["run"]
+    assert again["qualities"] == run["qualities"]
+    told(capsys, "methods", "ROMER")
+    code, _, err = call(capsys, "analog", "robust", *OURS, "pcm-nandakumar", "--method", "ROMER")
+    assert code == 2 and "no router" in err and "Traceback" not in err
 
 
 def test_the_digital_model_stays_the_reference_of_a_trained_one(tmp_path: Path, capsys: Any):

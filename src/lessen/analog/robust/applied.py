@@ -26,6 +26,7 @@ from lessen.analog.robust.hwa import HardwareAware
 from lessen.analog.robust.nora import NORA
 from lessen.analog.robust.percentile import RangeSearch
 from lessen.analog.robust.remap import Remap
+from lessen.analog.robust.romer import ROMER, check_routers
 from lessen.analog.run.subject import Subject
 from lessen.analog.splitting import find_split
 from lessen.analog.tiles.branches import linears
@@ -122,6 +123,11 @@ def _batch_norms(_: BatchNorms, case: Case) -> None:
     case.looking.append(AdaBS(case.network.calibration, call))
 
 
+def _romer(options: ROMER, case: Case) -> None:
+    check_routers(case.model)
+    case.looking.append(options.at_looks(case.network.calibration))
+
+
 def _compensation(options: Compensation, case: Case) -> None:
     case.chip = replace(case.chip, compensation=options.by)
 
@@ -197,6 +203,7 @@ METHODS: tuple[Named, ...] = (
     Named(AutoSplit, _split, "the few layers that have to be digital for a stated loss"),
     Named(Remap, _remap, "weights put where stuck cells harm least"),
     Named(BatchNorms, _batch_norms, "AdaBS: batch norms learn again what the drifted chip puts out"),
+    Named(ROMER, _romer, "routers of experts corrected for what each chip, at each look, makes of their inputs"),
     Named(HardwareAware, _rehearsed, "training with noise, clipping and learned ranges", trains=True),
     Named(EST, _rehearsed, "training through the chip itself with the clean gradient", trains=True),
     Named(BWMA, _rehearsed, "binary weights, activations of a few bits", trains=True),

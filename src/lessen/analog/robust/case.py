@@ -7,7 +7,7 @@ compared with stays as it is: a method that needs to change weights gets its own
 import copy
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -58,6 +58,15 @@ class Training:
         return Options(losses=losses, seed=seed, **chosen)
 
 
+@runtime_checkable
+class Undone(Protocol):
+    """What is done at a look and would be in the way of the next one."""
+
+    def undo(self, mapped: Mapped) -> None:
+        """Make the network what it was when it was mapped."""
+        ...
+
+
 @dataclass
 class Case:
     """A network on its way to a chip.
@@ -106,7 +115,10 @@ class Case:
         return mapped
 
     def adapt(self, mapped: Mapped) -> None:
-        """What is done at every look."""
+        """What is done at every look; first all of them find the network as it was mapped, whatever an earlier look has made of it."""
+        for step in self.looking:
+            if isinstance(step, Undone):
+                step.undo(mapped)
         for step in self.looking:
             step(mapped)
 
