@@ -36,8 +36,8 @@ class Programmed:
 
     first: float | None = None
     """Earliest time in seconds since programming; None: where the device's description begins."""
-    last: float = 86400.0
-    """Latest time."""
+    last: float = 365 * 86400.0
+    """Latest time: a year, the last at which a simulation looks by itself."""
 
     def __post_init__(self) -> None:
         check_fields(self)
