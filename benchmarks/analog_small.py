@@ -64,7 +64,8 @@ def exact(chip: Chip) -> bool:
 
 def ages(chip: Chip) -> bool:
     """Whether a chip is another one later."""
-    return type(chip.device).drifted is not Device.drifted or type(chip.device).read_sigma is not Device.read_sigma
+    kind = type(chip.device)
+    return getattr(kind, "ages", kind.drifted is not Device.drifted) or kind.read_sigma is not Device.read_sigma
 
 
 def _data(session: Session) -> tuple[Pairs, Pairs, Pairs]:

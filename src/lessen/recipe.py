@@ -174,11 +174,17 @@ def _nested(value: Any, want: Any, place: Place) -> Any:
     return _method(value, place)
 
 
+_PATTERN = re.compile(r"""([=\[,]\s*)((?![-+.\d])[\w*.+/-]*[*.][\w*.+/-]*)(?=\s*[,)\]])""")
+"""Names of modules, with dots and *, which are no Python."""
+
+
 def call(text: str, where: str) -> dict[str, Any]:
-    """A name with options as the table that it abbreviates. Bare words are strings, except true, false and none.
+    """A name with options as the table that it abbreviates. Bare words and patterns are strings, except true, false and none.
 
     >>> call("GPTQ(bits=4, scale=mse)", "--method")
     {'name': 'GPTQ', 'bits': 4, 'scale': 'mse'}
+    >>> call("HPD(rank=8, targets=[*.o_proj, model.layers.0.*])", "--method")
+    {'name': 'HPD', 'rank': 8, 'targets': ['*.o_proj', 'model.layers.0.*']}
     """
 
     def value(node: ast.expr) -> Any:
@@ -192,11 +198,13 @@ def call(text: str, where: str) -> dict[str, Any]:
             case _:
                 return ast.literal_eval(node)
 
-    try:
-        body = ast.parse(text.strip(), mode="eval").body
-        return {"name": body.id} if isinstance(body, ast.Name) else value(body)
-    except (SyntaxError, ValueError):
-        raise UsageError(where, got=repr(text), wanted="a name with its options", remedy="write it like GPTQ(bits=4, group=64)") from None
+    for spelt in (text.strip(), _PATTERN.sub(r"\1'\2'", text.strip())):
+        try:
+            body = ast.parse(spelt, mode="eval").body
+            return {"name": body.id} if isinstance(body, ast.Name) else value(body)
+        except (SyntaxError, ValueError):
+            continue
+    raise UsageError(where, got=repr(text), wanted="a name with its options", remedy="write it like GPTQ(bits=4, group=64)")
 
 
 def _plain(value: Any) -> Any:
