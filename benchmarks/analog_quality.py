@@ -14,6 +14,8 @@ Methods, on presets where plain mapping loses:
     others   as `lessen analog methods` names them
     hpd      main directions of all inputs digital, for SmolLM2
 
+`faulty` is pcm-hermes of which one cell in a hundred is stuck at the lowest conductance and one at the highest.
+
 Calibration and training see training data alone, and so does whatever chooses. Chips differ by their seed; every row says how many. A chip
 whose devices are exact is one chip at all times.
 """
@@ -31,7 +33,7 @@ TREATED = {
     "cnn": ("RangeSearch", "AutoSplit(max_loss=1.0, seconds=31536000.0, chips=2)", "BWMA"),
     "vit": ("RangeSearch", "NORA", "HPD(rank=8, targets=*)", "AutoSplit(max_loss=1.0, seconds=31536000.0, chips=2)", "HaLoRA"),
 }
-LARGE = ("pcm-hermes", "nor-wtm2101", "rram-cmo")
+LARGE = ("pcm-hermes", "nor-wtm2101", "rram-cmo", "sonos-40nm")
 LANGUAGE = ("pcm-nandakumar", "pcm-hermes")
 SEEDS = (0, 1)
 MOST_DIGITAL = 0.10
@@ -65,8 +67,12 @@ def rows(session: Session) -> Iterator[Row | None]:
         for method in TREATED[net]:
             key = f"{net} pcm-hermes {method.partition('(')[0]}"
             yield session.row(key, lambda n=net, m=method: analog_small.treated(session, n, "pcm-hermes", m))
+        yield session.row(f"{net} faulty plain", lambda n=net: analog_small.treated(session, n, "faulty", ""))
+        yield session.row(f"{net} faulty Remap", lambda n=net: analog_small.treated(session, n, "faulty", "Remap"))
     for name in LARGE:
         yield session.row(f"lite0 {name} plain", lambda c=name: analog_large.classifier(c))
+        if name not in LANGUAGE:
+            yield session.row(f"smollm2 {name} plain", lambda c=name: analog_large.language(c, "plain"))
     yield session.row("lite0 pcm-hermes adabs", lambda: analog_large.classifier("pcm-hermes", adabs=True))
 
 

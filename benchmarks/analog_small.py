@@ -12,6 +12,7 @@ pictures.
 import statistics
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -25,6 +26,7 @@ from benchmarks.harness import Row, Session
 from lessen.analog.chip import Chip
 from lessen.analog.chipfile import preset
 from lessen.analog.devices.device import Device
+from lessen.analog.devices.faults import Faults
 from lessen.analog.mapping import Mapped, map
 from lessen.analog.robust.adabs import AdaBS
 from lessen.analog.robust.applied import parse
@@ -119,6 +121,11 @@ def hardened(session: Session, net: str, name: str, how: str, seed: int) -> Row:
     return head | _judged(session, mapped, model.eval(), test)
 
 
+def _chip(name: str) -> Chip:
+    """A preset, or one with cells that are stuck."""
+    return replace(preset("pcm-hermes"), faults=Faults(low=0.01, high=0.01), name=name) if name == "faulty" else preset(name)
+
+
 def treated(session: Session, net: str, name: str, method: str) -> Row:
     """One of the methods of `lessen analog robust`, by its name and options; what it chooses, it chooses on training pictures."""
     train, chosen, test = _data(session)
@@ -128,12 +135,19 @@ def treated(session: Session, net: str, name: str, method: str) -> Row:
         [(x, y) for x, y in zip(train.images.split(500), train.labels.split(500), strict=True)], steps=STEPS[net], batch=BATCH
     )
     network = subject(model, Data(batches=given, evaluate=lambda m: analog_nets.accuracy(m, chosen)))
-    case = Case(network, model, preset(name), training=training)
-    act, options = parse(method)
+    case = Case(network, model, _chip(name), training=training)
     started = time.process_time()
-    act.act(options, case)
+    if method:
+        act, options = parse(method)
+        act.act(options, case)
     mapped = case.mapped()
-    head = {"network": net, "chip": name, "method": method, "seconds": round(time.process_time() - started, 1), "notes": case.notes}
+    head = {
+        "network": net,
+        "chip": name,
+        "method": method or "plain",
+        "seconds": round(time.process_time() - started, 1),
+        "notes": case.notes,
+    }
     return head | _judged(session, mapped, model, test, case.adapt)
 
 
