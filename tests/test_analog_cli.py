@@ -432,3 +432,16 @@ def test_weights_that_binary_training_leaves_are_told_of(capsys: Any):
     notes = " ".join(run["notes"])
     assert "no state was better" not in notes or "as BWMA leaves them" in notes
     assert "weights are as before" not in notes
+
+
+def test_what_runs_without_its_layer_is_priced_where_it_runs():
+    """Mamba's convolution and step sizes are multiplied outside their layers, so they cannot lie on tiles, whatever a split says."""
+    transformers = pytest.importorskip("transformers")
+    from lessen.analog.run.job import priced
+
+    model = transformers.MambaForCausalLM(transformers.MambaConfig(vocab_size=32, hidden_size=16, state_size=4, num_hidden_layers=1)).eval()
+    run = priced(model, "pcm-nandakumar", context=4)
+    where = {layer["name"].rpartition(".")[2]: layer["where"] for layer in run.costs["prompt"]["layers"]}
+    assert where["in_proj"] == where["out_proj"] == "tiles"
+    assert where.get("conv1d", "digital") == where.get("dt_proj", "digital") == "digital"
+    assert {name.rpartition(".")[2] for name in run.digital} >= {"conv1d", "dt_proj"}

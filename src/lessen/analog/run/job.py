@@ -131,6 +131,7 @@ def priced(
         known(folder, network)
         seen = torch.zeros(1, context, dtype=torch.long) if network.language else network.example
         mapped = put(network.model, described, split=split, calibration=[seen], run=call)  # tells which layers are called
+        mapped.borrowed.clear()  # ranges have no price
         run.costs, run.context = costs_of(network, mapped, context)
     fill(run, network, mapped)
     return finished(run, out)
