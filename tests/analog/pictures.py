@@ -56,3 +56,19 @@ def accuracy(model: nn.Module, samples: list[tuple[Tensor, Tensor]]) -> float:
     images, kinds = stacked(samples)
     with torch.no_grad():
         return 100 * float((model(images).argmax(1) == kinds).float().mean())
+
+
+def kept_bytes(model: nn.Module, x: Tensor) -> int:
+    """Bytes that a forward keeps for the way back, parameters and inputs left out."""
+    own = {p.untyped_storage().data_ptr() for p in model.parameters()} | {x.untyped_storage().data_ptr()}
+    seen: dict[int, Tensor] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        if tensor.untyped_storage().data_ptr() not in own:
+            seen[tensor.untyped_storage().data_ptr()] = tensor  # held, so that no address comes twice
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        out = model(x)
+    assert out.requires_grad
+    return sum(tensor.untyped_storage().nbytes() for tensor in seen.values())

@@ -21,6 +21,7 @@ from lessen.analog.training.rehearsal import Clipped, rehearse
 from lessen.analog.training.straight import FITS, driven, read
 from lessen.errors import UsageError
 from lessen.recover.losses import Logits, NextToken
+from tests.analog.pictures import kept_bytes
 
 QUIET = Injected(0.0)
 CHIPS = {
@@ -253,22 +254,6 @@ def test_any_forward_takes_the_place_of_a_linear_layer():
     assert torch.equal(out, out.round())
     out.sum().backward()
     torch.testing.assert_close(x.grad, layer.weight.sum(0).expand(5, 6))
-
-
-def kept_bytes(model: nn.Module, x: Tensor) -> int:
-    """Bytes that a forward keeps for the way back, parameters and inputs left out."""
-    own = {p.untyped_storage().data_ptr() for p in model.parameters()} | {x.untyped_storage().data_ptr()}
-    seen: dict[int, Tensor] = {}
-
-    def keep(tensor: Tensor) -> Tensor:
-        if tensor.untyped_storage().data_ptr() not in own:
-            seen[tensor.untyped_storage().data_ptr()] = tensor  # held, so that no address comes twice
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        out = model(x)
-    assert out.requires_grad
-    return sum(tensor.untyped_storage().nbytes() for tensor in seen.values())
 
 
 class Differentiated(nn.Linear):

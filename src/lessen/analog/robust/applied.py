@@ -206,7 +206,7 @@ METHODS: tuple[Named, ...] = (
     Named(ROMER, _romer, "routers of experts corrected for what each chip, at each look, makes of their inputs"),
     Named(HardwareAware, _rehearsed, "training with noise, clipping and learned ranges", trains=True),
     Named(EST, _rehearsed, "training through the chip itself with the clean gradient", trains=True),
-    Named(BWMA, _rehearsed, "binary weights, activations of a few bits", trains=True),
+    Named(BWMA, _rehearsed, "binary weights, activations of a few bits (details follow the paper's abstract)", trains=True),
     Named(HaLoRA, _halora, "trained low-rank branches beside noisy layers", trains=True),
 )
 

@@ -12,6 +12,12 @@ estimate points where the gradient of the expected loss does, up to terms of sec
 
     trained = EST().rehearse(model, chip, calibration=batches).train(data, losses=(NextToken(),), epochs=1)
 
+When it is worth it: where errors are large. A small convolutional network (92.9 % of 1500 pictures digitally), 240 steps, means of 12
+chips of Gaussian errors of a fifth of the range: mapped as it is 70.9 %, after as many steps without a chip 68.2 %, after EST 78.0 %
+(chip by chip 9.9 points more than those steps, with a standard error of 2.4). Training through the noise by automatic differentiation,
+which keeps more, came to 80.5 %. At a tenth of the range 120 steps of EST (89.7 %) and without a chip (89.6 %) were alike: there it has
+nothing to teach.
+
 Paper: Feng, Zhou et al. 2025, Extending Straight-Through Estimation for Robust Neural Networks on Analog CIM Hardware,
 https://arxiv.org/abs/2508.11940.
 Ours: the forward is the mapped layer itself (`layer`), with every part of the chip's description; a fresh instance of the chip for every

@@ -12,10 +12,14 @@ eps ||m g||_2; with |d_i| <= eps m_i the worst change is eps ||m g||_1. The loss
     exact     the norm is differentiated too (double backward)
     nearby    ||g|| ~ (L(W + r u) - L(W)) / r with u = m^2 g / ||m g||: a second forward at W + r u, whose gradient is enough
 
+Measured on a coordinate network of 2500 weights (200 steps, strength 0.3, eight chips with errors of 3 % of each row's largest weight):
+28.6 dB, the same steps without the term 26.3 dB, twice the steps without it 25.0 dB. Without a chip it costs 2.5 dB (34.6 against 37.2).
+Both ways gave the same to a tenth of a decibel.
+
 Paper: Zhou, Cheng et al. 2025, Enhancing Robustness of Implicit Neural Representations Against Weight Perturbations,
-https://arxiv.org/abs/2508.13481 (robust loss: the gradient of the reconstruction loss with respect to the weights). The form of its norm
-was not at hand; the norms and weightings are ours, derived above. `nearby` is the finite difference of Foret et al. 2020, SAM,
-https://arxiv.org/abs/2010.01412.
+https://arxiv.org/abs/2508.13481. From its abstract: a loss for training that adds the gradient of the reconstruction loss with respect to
+the weights to it. All else is ours, since its method section was not at hand: which norm, m, and what lambda multiplies. `nearby` is the
+finite difference of Foret et al. 2020, SAM, https://arxiv.org/abs/2010.01412.
 """
 
 from collections.abc import Callable

@@ -8,6 +8,16 @@ training with noise leave the path without is held small. The distance of the tw
 
     L_total = L + mu sum over layers (|A A^T|_2 + |B^T B|_2)             |.|_2 the largest singular value
 
+Is the regulariser worth it? On a small Llama that learned another language with branches of rank 8, four seeds, eight chips each with
+errors of a fifth of the range, loss in nats less that with mu = 0, and its standard error:
+
+    mu                   1e-4               1e-3               1e-2               1e-1
+    512 sentences   -0.0016 (0.0004)   -0.0068 (0.0023)   -0.0007 (0.0047)    0.193 (0.010)          of 2.145 with mu = 0
+     64 sentences    0.0004 (0.0009)    0.0003 (0.0027)   -0.0082 (0.0061)    0.053 (0.009)          of 2.464
+
+So the noise in training does nearly all of the work (a branch trained without it loses half a nat and more), a little mu gives three
+thousandths at best, and much harms. The default is among the best and never harmed; `mu=0` leaves the term out and hardly costs a thing.
+
 `W` stays on its tiles as it is: one programming serves many tasks, each with a branch of its own.
 
     method = HaLoRA(targets=("*_proj",))
