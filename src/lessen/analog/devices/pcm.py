@@ -89,8 +89,8 @@ class PCM(_PhaseChange):
         return (-0.0155 * logarithm).add_(0.0244).clamp_(0.049, 0.1), logarithm.mul_(-0.0125).sub_(0.0059).clamp_(0.008, 0.045)
 
     def quality(self, x: Tensor) -> Tensor:
-        # x^-0.65 by logarithm and exponential takes less than by a power; x = 0 gives infinity, which is cut as any below 1e-3^(1/0.65)
-        return x.log().mul_(-0.65).exp_().clamp_(max=1e3).mul_(0.0088).clamp_(max=0.2)
+        # a power by logarithm and exponential, both of which are slow at 0 and infinity; below _LEAST, x^0.65 is cut to 1e-3 anyway
+        return x.clamp(min=_LEAST).log_().mul_(-0.65).exp_().clamp_(max=1e3).mul_(0.0088).clamp_(max=0.2)
 
 
 @dataclass(frozen=True)

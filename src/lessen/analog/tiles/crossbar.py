@@ -81,7 +81,8 @@ def cut(weight: Tensor, place: Layout) -> Tensor:
     w = widened(weight).reshape(place.groups, place.outputs, place.inputs).transpose(1, 2)
     missing = place.row_tiles * place.rows - place.inputs
     w = torch.nn.functional.pad(w, (0, 0, 0, missing)) if missing else w
-    return w.reshape(place.groups * place.row_tiles, place.rows, place.outputs)
+    # in the order of what is drawn for them: numbers in two orders are combined several times slower
+    return w.reshape(place.groups * place.row_tiles, place.rows, place.outputs).contiguous()
 
 
 def over_tiles(values: Tensor, width: int) -> Tensor:
