@@ -86,17 +86,17 @@ def drive(x: Tensor, chip: Chip, full: Tensor | None) -> tuple[Tensor, Tensor | 
     return (x * (levels / full)).round_().clamp_(-levels, levels), full / levels
 
 
-def digits(codes: Tensor, chip: Chip) -> tuple[Tensor, list[float]]:
-    """Codes cut into what is driven at once, `digit ...` lowest first, and what each counts."""
+def digits(codes: Tensor, chip: Chip) -> tuple[list[Tensor], list[float]]:
+    """Codes cut into what is driven at once, lowest digit first, and what each digit counts; digits take the sign of their code."""
     bits = chip.dac.digit_bits
     if bits is None or chip.dac.cycles == 1:
-        return codes[None], [1.0]
-    base, left, parts = 2**bits, codes.abs(), []
-    sign = codes.sign()
+        return [codes], [1.0]
+    base, left, parts = 2**bits, codes, []
     for _ in range(chip.dac.cycles):
-        parts.append(torch.remainder(left, base) * sign)
-        left = torch.div(left, base, rounding_mode="floor")
-    return torch.stack(parts), [float(base**k) for k in range(chip.dac.cycles)]
+        higher = (left * (1 / base)).trunc_()  # exact, since the base is a power of two
+        parts.append(torch.sub(left, higher, alpha=base))
+        left = higher
+    return parts, [float(base**k) for k in range(chip.dac.cycles)]
 
 
 def drive_levels(chip: Chip) -> float:

@@ -190,7 +190,7 @@ class Tiles:
         numbers = execute.prepare(crossbar, scale, quiet, Ranges())
         codes, _ = execute.drive(widened(x), chip, self.ranges.input)
         parts, _ = execute.digits(codes, chip)
-        return execute.columns(execute.tiled(parts.flatten(0, 1), self.place), numbers, quiet, None)
+        return execute.columns(execute.tiled(torch.cat(parts), self.place), numbers, quiet, None)
 
     def state_ranges(self, weight: Tensor) -> None:
         """Ranges that need no data: a stated range of the ADC."""
