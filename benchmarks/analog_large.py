@@ -5,6 +5,7 @@ range holds. Its perplexity is that of 512 tokens of held-out text. HPD takes th
 calibration text and multiplies them digitally. Chips have as many tiles as the networks take.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any, cast
@@ -50,8 +51,8 @@ def _times(mapped: Mapped, later: Sequence[float]) -> tuple[float, ...]:
     return (mapped.chip.device.first, *later)
 
 
-def _language() -> tuple[nn.Module, list[torch.Tensor], Callable[[nn.Module], float]]:
-    """SmolLM2, calibration windows, and perplexity on held-out text."""
+def _language() -> tuple[nn.Module, list[torch.Tensor], Callable[[nn.Module], dict[str, float]]]:
+    """SmolLM2, calibration windows, and perplexity and nats a token on held-out text."""
     from benchmarks.material import material
     from lessen.models import load
 
@@ -59,8 +60,9 @@ def _language() -> tuple[nn.Module, list[torch.Tensor], Callable[[nn.Module], fl
     windows = found.windows("calibration", "near")
     text = windows["near"][:2, :LENGTH]
 
-    def perplexity(model: nn.Module) -> float:
-        return float(torch.exp(model(text, labels=text, use_cache=False).loss))
+    def perplexity(model: nn.Module) -> dict[str, float]:
+        nats = float(model(text, labels=text, use_cache=False).loss)
+        return {"quality": math.exp(nats), "nats": nats}
 
     return load(found.model("shipped")).eval(), [windows["calibration"][:4, :LENGTH]], perplexity
 
@@ -90,7 +92,8 @@ def language(name: str, method: str, chips: int = CHIPS, seconds: Sequence[float
         head |= {"rank": RANK, "digital_macs": round((made + products) / (sum(hybrid.macs.values()) + made + products), 4)}
     mapped = map(network, _chip(name), calibration=seen, run=_tokens, store=torch.float16, split=split)
     found = simulate(mapped, perplexity, digital=model, times=_times(mapped, seconds), chips=chips)
-    return head | {"tiles": mapped.physical_tiles, "figure": "perplexity"} | told(found)
+    nats = {"digital": found.digital["nats"], "times": [row["mean"] for row in found.summary("nats")]}
+    return head | {"tiles": mapped.physical_tiles, "figure": "perplexity", "nats": nats} | told(found)
 
 
 def _products(model: nn.Module) -> float:

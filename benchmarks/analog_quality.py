@@ -20,7 +20,6 @@ Calibration and training see training data alone, and so does whatever chooses. 
 whose devices are exact is one chip at all times.
 """
 
-import math
 from collections.abc import Iterator, Sequence
 
 from benchmarks import analog_large, analog_small
@@ -85,8 +84,8 @@ def goals(rows: list[Row]) -> list[Goal]:
         for place, when in ((0, "just programmed"), (-1, "after a year")):
             back = None
             if plain and hpd:
-                before, after, digital = (math.log(x) for x in (*(row["times"][place]["mean"] for row in (plain, hpd)), plain["digital"]))
-                back = 100 * (before - after) / (before - digital)
+                before, after = (row["nats"]["times"][place] for row in (plain, hpd))
+                back = 100 * (before - after) / (before - plain["nats"]["digital"])
             made.append(at_least(f"SmolLM2 on {name}, {when}: share of the lost nats a token that HPD wins back", back, 50.0, " %"))
         share = hpd["digital_macs"] if hpd else None
         made.append(at_most(f"SmolLM2 on {name}: share of multiplications that HPD makes digital", share, MOST_DIGITAL))
