@@ -147,7 +147,7 @@ class Mapped:
         input has reached stays digital (`digital`): there is nothing by which to set its converters, and a layer whose weight is used
         without a call, as Mamba does with its convolution, computes digitally whatever the chip.
         """
-        batches, call = list(batches), run or _run
+        batches, call = list(batches), run or run_batch
         if not batches:
             raise UsageError("calibration", got="no batch", wanted="at least one")
         chip = self.chip
@@ -293,8 +293,8 @@ def _check_room(mapped: Mapped) -> None:
         raise UsageError(f"layer {largest}", got=f"{sizes[largest]} tiles", wanted=wanted, remedy="keep it digital with split=")
 
 
-def _run(model: nn.Module, batch: Any) -> Any:
-    """A batch as its form suggests."""
+def run_batch(model: nn.Module, batch: Any) -> Any:
+    """Call a model as the form of a batch suggests: mappings are keywords, sequences positional, all else is the one argument."""
     if isinstance(batch, dict) or hasattr(batch, "keys"):
         return model(**batch)
     if isinstance(batch, tuple | list):

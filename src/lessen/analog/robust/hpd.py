@@ -19,7 +19,8 @@ directions that are the same for all tokens: V are the first eigenvectors of E[x
 multiplications for a vector. What is left of x is small, and so are its noise and the range that its converter needs; W keeps its rank.
 
 Measured on a network of two layers, 256 inputs of which six directions hold 98 % of the power, on six chips with errors of 15 % of the
-range: `inputs` of rank 6 with 6.8 % of the multiplications digital loses 2.1 points of a hundred, where all on tiles loses 14.2.
+range: `inputs` of rank 6 with 6.8 % of the multiplications digital loses 2.1 points of a hundred, where all on tiles loses 14.2;
+`svd` cut to rank 17 (6.4 % digital) loses 7.5, at full rank (96 % digital) 42.1 since the first column takes the range, `rotated` 11.6.
 
 Which layers: the paper finds the last block and output projections of Mamba the most sensitive, so output projections of the last block
 are the default; `lessen.analog.sensitivity` measures it.
@@ -35,6 +36,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from lessen.analog.mapping import run_batch
 from lessen.analog.tiles.branches import Beside, Hybrid, Pair, divided, linear, linears, thin
 from lessen.analog.tiles.streams import stream
 from lessen.core.edit import Factor
@@ -147,7 +149,7 @@ def second_moments(
         sums[name] = sums.get(name, 0.0) + x.t() @ x
         counts[name] = counts.get(name, 0) + len(x)
 
-    call = run or (lambda m, batch: m(**batch) if isinstance(batch, Mapping) else m(batch))
+    call = run or run_batch
     with torch.no_grad(), evaluating(model), heard({name: linear(model, name) for name in names}, hear, before=True):
         for batch in batches:
             call(model, batch)

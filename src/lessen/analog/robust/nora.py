@@ -27,6 +27,7 @@ from torch import Tensor, nn
 
 from lessen.analog.chip import Chip
 from lessen.analog.mapping import map as put
+from lessen.analog.mapping import run_batch
 from lessen.analog.tiles.branches import linears, thin
 from lessen.core.apply import apply
 from lessen.core.edit import Edit, Replace
@@ -98,7 +99,7 @@ class NORA:
             batches: calibration data.
             run: how a model is called with a batch.
         """
-        batches, call = list(batches), run or _run
+        batches, call = list(batches), run or run_batch
         found = Rescaled([], {}, {})
         chosen: dict[str, tuple[Reading, Tensor]] = {}
         for reading in readings(model, batches, call, self.samples):
@@ -229,7 +230,3 @@ def _tensor(output: Any) -> Tensor:
             "NORA", got=f"a model that returns {type(output).__name__}", wanted="a tensor", remedy="give run= that returns one"
         )
     return found
-
-
-def _run(model: nn.Module, batch: Any) -> Any:
-    return model(**batch) if isinstance(batch, Mapping) else model(*batch) if isinstance(batch, tuple | list) else model(batch)

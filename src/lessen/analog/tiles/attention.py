@@ -24,8 +24,8 @@ class AnalogAttention(nn.Module):
         packed = module.in_proj_weight
         parts = packed.chunk(3) if packed is not None else (module.q_proj_weight, module.k_proj_weight, module.v_proj_weight)
         biases = module.in_proj_bias.chunk(3) if module.in_proj_bias is not None else (None, None, None)
-        self.q_proj, self.k_proj, self.v_proj = (_linear(w, b) for w, b in zip(parts, biases, strict=True))
-        self.out_proj = _linear(module.out_proj.weight, module.out_proj.bias)
+        self.q_proj, self.k_proj, self.v_proj = (linear_on(w, b) for w, b in zip(parts, biases, strict=True))
+        self.out_proj = linear_on(module.out_proj.weight, module.out_proj.bias)
         self.train(module.training)
 
     def forward(
@@ -83,7 +83,7 @@ class AnalogAttention(nn.Module):
         return found
 
 
-def _linear(weight: Tensor, bias: Tensor | None) -> nn.Linear:
+def linear_on(weight: Tensor, bias: Tensor | None) -> nn.Linear:
     """A linear layer on given weights, which stay views of what they were."""
     layer = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None, device="meta")
     layer.weight = nn.Parameter(weight.detach(), requires_grad=False)

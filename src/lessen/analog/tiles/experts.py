@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
-from lessen.analog.tiles.attention import _linear
+from lessen.analog.tiles.attention import linear_on
 
 
 class AnalogExperts(nn.Module):
@@ -26,7 +26,9 @@ class AnalogExperts(nn.Module):
         super().__init__()
         self.act_fn = module.act_fn
         pairs = zip(module.gate_up_proj, module.down_proj, strict=True)
-        self.experts = nn.ModuleList([nn.ModuleDict({"gate_up": _linear(gate, None), "down": _linear(down, None)}) for gate, down in pairs])
+        self.experts = nn.ModuleList(
+            [nn.ModuleDict({"gate_up": linear_on(gate, None), "down": linear_on(down, None)}) for gate, down in pairs]
+        )
         self.train(module.training)
 
     def forward(self, hidden_states: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:
@@ -57,7 +59,7 @@ class AnalogRouter(nn.Module):
     def __init__(self, module: nn.Module):
         super().__init__()
         weight = module.get_parameter("weight")
-        self.scores = _linear(weight, None)
+        self.scores = linear_on(weight, None)
         self.scores.weight = weight
         self.inner = copy.copy(module)
         self.inner._parameters = dict(module._parameters)

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lessen.analog.mapping import Mapped, _run
+from lessen.analog.mapping import Mapped, run_batch
 from lessen.core.modules import evaluating
 from lessen.errors import UsageError
 
@@ -35,7 +35,7 @@ def listen(
             tiles.mode, tiles.listener = "digital", listener(name)
         with torch.no_grad(), evaluating(mapped.model):
             for batch in batches:
-                (run or _run)(mapped.model, batch)
+                (run or run_batch)(mapped.model, batch)
     finally:
         for name in mapped.layers:
             tiles = mapped.tiles(name)
