@@ -10,11 +10,14 @@ import torch
 from torch import Tensor, nn
 
 from lessen.analog.chip import Chip
+from lessen.analog.devices.faults import Faults
 from lessen.analog.devices.gaussian import Gaussian
 from lessen.analog.devices.pcm import PCM
 from lessen.analog.mapping import Mapped, map
 from lessen.analog.periphery import Adc, Dac
 from lessen.analog.robust.romer import ROMER, Routed, listen_to
+from lessen.analog.run.hardening import hardened
+from lessen.analog.run.subject import Data
 from lessen.analog.simulation import simulate
 from lessen.errors import UsageError
 from tests.analog.robust_nets import language_loss, mixture, sentences
@@ -99,6 +102,21 @@ def test_rows_are_the_same_in_any_order_of_chips_and_times(compensation):
     adapt.undo(mapped)  # and without it the network on the chip is what it is without it
     plain = (simulate(net, evaluate, times=times, chips=[0]) for net in (mapped, map(mixture(), chip, **how)))
     assert len({look.looks[1].values["quality"] for look in plain}) == 1
+
+
+def test_beside_remapping_of_faults_a_chip_is_the_same_whatever_chip_was_looked_at_before():
+    """An order for the tiles is found for the clean weights, not for those that another chip's correction has left."""
+    model, tokens = mixture(), sentences(16, 24, 5)
+    before, chip = state(model), Chip(Gaussian(written=0.1), faults=Faults(low=0.02, high=0.02))
+    found = []
+    for first, chips in ((0, 2), (1, 1)):
+        data = Data(batches=[tokens], evaluate=language_loss(16), better="lower", seed=first)
+        made = hardened(model, chip, ["Remap", ROMER(starved=0.9)], times=[1.0], chips=chips, split=["*embed*"], data=data)
+        found.append(made.qualities[1]["rows"])
+    one, two = found
+    key = next(iter(one))
+    assert one[key][0]["most"] == two[key][0]["mean"] or one[key][0]["least"] == two[key][0]["mean"]
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
 
 
 def test_percentiles_of_logits_become_those_of_the_clean_network():

@@ -90,14 +90,13 @@ def test_est_is_near_training_through_the_noise_where_errors_are_small(
 ):
     chip = Chip(device=PCM(), dac=Dac(6), adc=Adc(6), compensation="tile")
     calibration = [stacked(samples[:256])[0]]
-    scores: dict[str, list[float]] = {"est": [], "through noisy weights": []}
-    for seed in range(2):
-        for name, method in (("est", EST()), ("through noisy weights", HardwareAware(Programmed(), clip=None, ranges="calibrated"))):
-            rehearsal = method.rehearse(trained(seed), chip, calibration=calibration)
-            rehearsal.train(samples, **SETTINGS, seed=seed)
-            scores[name].append(on_chips(rehearsal.mapped(calibration), unseen, 3600.0, chips=4))
+    scores = {}
+    for name, method in (("est", EST()), ("through noisy weights", HardwareAware(Programmed(), clip=None, ranges="calibrated"))):
+        rehearsal = method.rehearse(trained(0), chip, calibration=calibration)
+        rehearsal.train(samples, **SETTINGS)
+        scores[name] = on_chips(rehearsal.mapped(calibration), unseen, 3600.0, chips=8)
     # means over 8 chips; a network of 800 pictures found by another order of sums differs by a few tenths of a point
-    assert fmean(scores["est"]) > fmean(scores["through noisy weights"]) - 0.8
+    assert scores["est"] > scores["through noisy weights"] - 0.8
 
 
 def test_adabs_brings_a_drifted_network_back_and_leaves_the_model(

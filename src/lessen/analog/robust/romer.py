@@ -12,9 +12,9 @@ others few. Two corrections after programming, both from calibration data and ne
 A router has no bias, so b is added along the mean state m: G' = a G + b m^T / |m|^2 gives b to an average token. Percentiles see only
 the distribution of an expert's logits: they mend a router whose logits have shifted or shrunk as a whole. Regression has token by token
 what the router should have said, and also mends errors that differ from token to token as far as they are linear in the state. It is
-the default because it is what helps: on a small mixture with 20 % error of writing, percentiles left what four chips cost where it
-was and sent fewer tokens to their experts, since nothing had shifted there as a whole; regression lowered the loss on every chip.
-Replacing starved experts changed nothing there either. The paper's gains are on models that this was not tried on.
+the default because it is what helps: on a small mixture of two blocks of eight experts, six chips with 20 % error of writing cost 0.434
+nats on average; regression won 0.022 of them back (standard error 0.005 over the chips), percentiles 0.000 (0.001), since nothing had
+shifted there as a whole, and replacing starved experts alone 0.000 (0.001). The paper's gains are on models that this was not tried on.
 
 A correction belongs to one chip at one time, so it is made anew at every look, always from the clean weights:
 
