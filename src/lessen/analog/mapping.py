@@ -135,7 +135,7 @@ class Mapped:
                 tiles = self.tiles(name)
                 tiles.numbers = None  # what was there makes room first
                 tiles.program(matrix(layer), Moment(self.seed, name, seconds), self.store)
-                tiles.generator = stream(self.seed, "fresh", name, seconds)
+                tiles.generator = stream(self.seed, "fresh", name, seconds, device=matrix(layer).device)
                 if on_event is not None:
                     on_event(Event("program", done, len(self.layers), name))
         return self

@@ -98,7 +98,7 @@ class Bench:
             return 0.0
         self._show(chip)
         for name in self.mapped.layers:
-            self.mapped.tiles(name).generator = stream(chip, "fresh", name, self.seconds)
+            self.mapped.tiles(name).generator = stream(chip, "fresh", name, self.seconds, device=matrix(self.mapped.layers[name]).device)
         return self.sign * (self._judge(digital) - self.digital)
 
     def close(self) -> None:

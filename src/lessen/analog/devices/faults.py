@@ -43,9 +43,9 @@ class Faults:
         """
         if not self:
             return conductance
-        stuck = self.states(conductance.shape, generator)
-        found = torch.where(stuck < 0, torch.tensor(ends[0], dtype=conductance.dtype), conductance)
-        return torch.where(stuck > 0, torch.tensor(ends[1], dtype=conductance.dtype), found)
+        stuck = self.states(conductance.shape, generator).to(conductance.device)
+        found = torch.where(stuck < 0, conductance.new_tensor(ends[0]), conductance)
+        return torch.where(stuck > 0, conductance.new_tensor(ends[1]), found)
 
     def states(self, shape: torch.Size, generator: torch.Generator) -> Tensor:
         """What a test of the chip finds: -1 stuck at g_min, 1 stuck at g_max, 0 sound; the devices that `apply` holds."""

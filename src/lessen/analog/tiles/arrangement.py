@@ -65,5 +65,6 @@ def as_it_is(chip: int, tiles: Tensor, width: int) -> Arrangement:
     """The order in which weights `tile row column` lie without one."""
     count, rows, columns = tiles.shape
     beside = -(-columns // width)
-    order = torch.arange(rows).expand(count, beside, rows).clone()
-    return Arrangement(chip, order, torch.arange(columns).expand(count, columns).clone(), torch.ones(count, columns), width)
+    order = torch.arange(rows, device=tiles.device).expand(count, beside, rows).clone()
+    across = torch.arange(columns, device=tiles.device).expand(count, columns).clone()
+    return Arrangement(chip, order, across, tiles.new_ones(count, columns), width)

@@ -9,13 +9,13 @@ Patches of a 3 x 3 kernel are nine copies of the input, and most of the time tha
 
 from typing import Any
 
-import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from lessen.analog.tiles import execute
 from lessen.analog.tiles.crossbar import Layout, widened
 from lessen.analog.tiles.execute import Numbers
+from lessen.analog.tiles.streams import normal
 
 
 def whole_channels(layer: Any, place: Layout) -> bool:
@@ -78,9 +78,9 @@ def _read(layer: Any, codes: Tensor, numbers: Numbers) -> Tensor:
     sums = apart(layer, codes, numbers.matrix)
     if numbers.variance is not None:
         sigma = apart(layer, codes.square(), numbers.variance).clamp_(min=0).sqrt_()
-        sums += sigma.mul_(torch.randn(sigma.shape, generator=tiles.generator, dtype=sigma.dtype))
+        sums += sigma.mul_(normal(sigma, tiles.generator))
     if tiles.chip.adc.noise:
-        sums += tiles.chip.adc.noise * torch.randn(sums.shape, generator=tiles.generator, dtype=sums.dtype)
+        sums += tiles.chip.adc.noise * normal(sums, tiles.generator)
     return sums
 
 

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from lessen.analog.chip import Chip
 from lessen.analog.tiles.crossbar import Crossbar, Layout
+from lessen.analog.tiles.streams import normal
 from lessen.analog.tiles.wires import iterated, lost
 
 _WIDENED = 4096  # columns of a matrix in half precision that are widened at one time
@@ -196,15 +197,15 @@ def columns(codes: Tensor, numbers: Numbers, chip: Chip, generator: torch.Genera
             sums -= _in_steps(lost(codes / drive_levels(chip), numbers.load, chip), numbers, chip)
     if numbers.variance is not None:
         sigma = _product(codes.square(), numbers.variance).clamp_(min=0).sqrt_()
-        sums += sigma.mul_(torch.randn(sigma.shape, generator=generator, dtype=sigma.dtype))
+        sums += sigma.mul_(normal(sigma, generator))
     if numbers.shared is not None and numbers.steps is not None:
         sigma = _product(codes.square(), numbers.shared).clamp_(min=0).sqrt_()
-        noise = sigma.mul_(torch.randn(sigma.shape, generator=generator, dtype=sigma.dtype))
+        noise = sigma.mul_(normal(sigma, generator))
         slices = len(chip.encoding.shifts)
-        owner = torch.arange(sums.shape[-1] // slices) // chip.columns
+        owner = torch.arange(sums.shape[-1] // slices, device=sums.device) // chip.columns
         sums += noise.unflatten(-1, (slices, -1))[..., owner].flatten(-2) * numbers.steps
     if chip.adc.noise:
-        sums += chip.adc.noise * torch.randn(sums.shape, generator=generator, dtype=sums.dtype)
+        sums += chip.adc.noise * normal(sums, generator)
     return sums
 
 
@@ -263,5 +264,5 @@ def _folded(codes: Tensor, numbers: Numbers, place: Layout, generator: torch.Gen
     found = _product(grouped, numbers.matrix)
     if numbers.variance is not None:
         sigma = _product(grouped.square(), numbers.variance).clamp_(min=0).sqrt_()
-        found += sigma.mul_(torch.randn(sigma.shape, generator=generator, dtype=sigma.dtype))
+        found += sigma.mul_(normal(sigma, generator))
     return found[0] if place.groups == 1 else found.transpose(0, 1).reshape(codes.shape[0], -1)

@@ -101,8 +101,8 @@ class Tiles:
         """Take the memory for what is programmed before any passing copies are made, and keep it for all moments to come."""
         size = len(self.chip.encoding.shifts) * self.place.groups * self.place.row_tiles * self.place.rows * self.place.outputs
         wanted = widened(weight[:0]).dtype if store is None else store
-        if self.room is None or self.room.dtype != wanted:
-            self.room = torch.empty(size, dtype=wanted)
+        if self.room is None or (self.room.dtype, self.room.device) != (wanted, weight.device):
+            self.room = torch.empty(size, dtype=wanted, device=weight.device)
 
     def program(self, weight: Tensor, moment: Moment, store: torch.dtype | None) -> None:
         """Make the layer ready for a moment of a chip's life."""
@@ -119,7 +119,7 @@ class Tiles:
         """The reserved memory in a shape; anew if devices that are not ohmic need more of it."""
         assert self.room is not None
         if self.room.numel() < prod(shape):
-            self.room = torch.empty(prod(shape), dtype=self.room.dtype)
+            self.room = self.room.new_empty(prod(shape))
         return self.room[: prod(shape)].view(shape)
 
     def _ready(self, crossbar: Crossbar, scale: Tensor, columns: slice) -> Numbers:
@@ -197,7 +197,7 @@ class Tiles:
         if isinstance(self.chip.adc.range, str):
             return
         shape = (self.place.groups * self.place.row_tiles, 1, len(self.chip.encoding.shifts) * self.place.outputs)
-        self.ranges.sums = torch.full(shape, float(self.chip.adc.range), dtype=widened(weight[:0]).dtype)
+        self.ranges.sums = widened(weight[:0]).new_full(shape, float(self.chip.adc.range))
 
     def run(self, x: Tensor) -> Tensor:
         """Outputs of `vector (group input)`, without the bias; float32 for inputs in half precision."""

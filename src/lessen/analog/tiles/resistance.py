@@ -97,9 +97,9 @@ def _both(g: Tensor, r_row: float, r_column: float) -> Tensor:
     G T^-1 e_1 / r for each volt. `passed` maps voltages of a row's column nodes to those of the row beyond it.
     """
     tiles, _, columns = g.shape
-    eye = torch.eye(columns, dtype=g.dtype).expand(tiles, -1, -1)
-    wire = 2 * torch.eye(columns, dtype=g.dtype) - torch.diag(torch.ones(columns - 1, dtype=g.dtype), 1)
-    wire -= torch.diag(torch.ones(columns - 1, dtype=g.dtype), -1)
+    eye = torch.eye(columns, dtype=g.dtype, device=g.device).expand(tiles, -1, -1)
+    wire = 2 * torch.eye(columns, dtype=g.dtype, device=g.device) - torch.diag(g.new_ones(columns - 1), 1)
+    wire -= torch.diag(g.new_ones(columns - 1), -1)
     wire[-1, -1] = 1.0
     beyond = torch.zeros_like(eye)
     passed, sources = [], []

@@ -11,6 +11,7 @@ from lessen.analog.chip import Chip
 from lessen.analog.tiles import execute
 from lessen.analog.tiles.crossbar import Layout, Moment
 from lessen.analog.tiles.layer import Tiles
+from lessen.analog.tiles.streams import normal
 from lessen.core.strict import check_fields
 from lessen.errors import UsageError
 
@@ -79,7 +80,7 @@ class Stage:
 
     def normal(self, like: Tensor) -> Tensor:
         """Standard normal numbers."""
-        return torch.randn(like.shape, generator=self.generator, dtype=like.dtype, device=like.device)
+        return normal(like, self.generator)
 
     def error(self, weight: Tensor, scale: Tensor, tiles: Tiles) -> tuple[Tensor | None, Tensor]:
         """What this batch's chip adds to a weight `(group output) input`, and its scales `tile 1 column`, drift compensated."""
