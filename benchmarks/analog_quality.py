@@ -8,6 +8,7 @@ Methods, on presets where plain mapping loses:
 
     longer   as many steps of training without a chip, then plain mapping: what training by itself is worth
     hwa      hardware-aware training: errors of the chip at times up to a year, rows clipped, ranges learned
+    gaussian hardware-aware training with Gaussian errors of 3 % in place of the chip's
     est      the same pictures and errors through the chip itself, gradients of the clean layer, rows clipped
     noisy    the same pictures, errors and clipping by automatic differentiation: what EST estimates the gradient of
     adabs    statistics of batch norms learned again on the drifted chip
@@ -50,7 +51,7 @@ def rows(session: Session) -> Iterator[Row | None]:
     for seed in SEEDS[:1] if session.smoke else SEEDS:
         for net in small:
             for name in trained:
-                for how in ("hwa", "est", "noisy", *(("longer",) if seed == 0 else ())):
+                for how in ("hwa", "est", "noisy", *(("longer", "gaussian") if seed == 0 else ())):
                     key = f"{net} {name} {how} {seed}"
                     yield session.row(key, lambda n=net, c=name, h=how, s=seed: analog_small.hardened(session, n, c, h, s))
     yield session.row("cnn pcm-hermes adabs", lambda: analog_small.plain(session, "cnn", "pcm-hermes", adabs=True))

@@ -35,7 +35,7 @@ from lessen.analog.robust.est import EST
 from lessen.analog.robust.hwa import HardwareAware
 from lessen.analog.run.subject import Data, subject
 from lessen.analog.simulation import Simulation, simulate
-from lessen.analog.training.noise import Programmed
+from lessen.analog.training.noise import Injected, Programmed
 from lessen.analog.training.rehearsal import Rehearsal
 from lessen.recover.loop import recover
 from lessen.recover.losses import NextToken
@@ -49,6 +49,7 @@ NOISE = Programmed(last=YEAR)
 TRAININGS: dict[str, HardwareAware | EST] = {
     "hwa": HardwareAware(NOISE),
     "est": EST(NOISE, clip=2.5),
+    "gaussian": HardwareAware(Injected()),
     "noisy": HardwareAware(NOISE, clip=2.5, ranges="calibrated"),
 }
 

@@ -16,9 +16,9 @@ with learned ranges, 254 output levels over 14 fully driven rows, 3 % noise for 
 Papers: Joshi et al. 2020, Nature Communications 11, 2473, https://www.nature.com/articles/s41467-020-16108-9 (noise injection, clipping);
 Rasch et al. 2023, Nature Communications 14, 5282, https://www.nature.com/articles/s41467-023-40770-4 (which noise matters);
 Büchel et al. 2025, Analog Foundation Models, https://arxiv.org/abs/2505.09663 (section 3, learned ranges, distillation).
-Ours: errors of the chip's own devices (`Programmed`) as an alternative to Gaussian ones; ranges start from a quantile of calibration
-inputs where theirs follow the first batches; s_row is taken about zero, since a row of nearly equal weights has none about its mean and
-would be clipped to nothing, step after step.
+Ours: errors of the chip's own devices at any age (`Programmed`), where the papers take Gaussian ones; ranges start from a quantile of
+calibration inputs where theirs follow the first batches; s_row is taken about zero, since a row of nearly equal weights has none about its
+mean and would be clipped to nothing, step after step.
 """
 
 import math
@@ -53,8 +53,8 @@ class HardwareAware:
     >>> mapped = rehearsal.mapped([x]).program(seed=0)
     """
 
-    noise: Injected | Programmed = field(default_factory=Injected)
-    """Of the weights: Gaussian, or what the chip's devices make of them."""
+    noise: Injected | Programmed = field(default_factory=Programmed)
+    """Of the weights: what the chip's devices make of them at some time, or Gaussian as in the papers (`Injected`)."""
     clip: float | None = 2.5
     """Standard deviations of its row beyond which a weight is clipped after each step; none leaves weights alone."""
     output_noise: float = 0.0
