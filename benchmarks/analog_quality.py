@@ -35,7 +35,7 @@ TREATED = {
 }
 LARGE = ("pcm-hermes", "nor-wtm2101", "rram-cmo", "sonos-40nm")
 LANGUAGE = ("pcm-nandakumar", "pcm-hermes")
-SEEDS = (0, 1)
+SEEDS = (0, 1, 2, 3)
 MOST_DIGITAL = 0.10
 
 
