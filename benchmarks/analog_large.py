@@ -8,7 +8,7 @@ calibration text and multiplies them digitally. Chips have as many tiles as the 
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import torch
 from torch import nn
@@ -28,11 +28,12 @@ RANK = 16
 LENGTH = 256  # tokens of a window
 
 
-def classifier(name: str, adabs: bool = False) -> Row:
-    """Lite0: agreement with the digital network, and the signal-to-noise ratio of the logits."""
+def classifier(name: str, how: Literal["plain", "adabs", "split"] = "plain") -> Row:
+    """Lite0: agreement with the digital network, and the signal-to-noise ratio of the logits; `split` leaves depthwise layers digital."""
     model = lite0.classifier()
     seen, judged = lite0.pictures(64, odd=False), lite0.pictures(100, odd=True)
-    mapped = map(model, _roomy(preset(name)), calibration=list(seen.split(16)))
+    split = ("*.depthwise",) if how == "split" else ()
+    mapped = map(model, _roomy(preset(name)), split=split, calibration=list(seen.split(16)))
     with torch.no_grad():
         digital = model(judged)
     found = simulate(
@@ -41,9 +42,9 @@ def classifier(name: str, adabs: bool = False) -> Row:
         digital=model,
         times=_times(mapped, (YEAR,)),
         chips=CHIPS,
-        adapt=AdaBS(list(seen.split(32))) if adabs else None,
+        adapt=AdaBS(list(seen.split(32))) if how == "adabs" else None,
     )
-    head = {"network": "lite0", "chip": name, "method": "adabs" if adabs else "plain", "tiles": mapped.physical_tiles}
+    head = {"network": "lite0", "chip": name, "method": how, "tiles": mapped.physical_tiles}
     return head | {"figure": "agreement"} | told(found, "agreement") | {"sqnr_db": [r["mean"] for r in found.summary("sqnr_db")]}
 
 

@@ -14,6 +14,7 @@ Methods, on presets where plain mapping loses:
     adabs    statistics of batch norms learned again on the drifted chip
     others   as `lessen analog methods` names them
     hpd      main directions of all inputs digital, for SmolLM2
+    split    depthwise convolutions digital, for Lite0
 
 `faulty` is pcm-hermes of which one cell in a hundred is stuck at the lowest conductance and one at the highest.
 
@@ -70,10 +71,11 @@ def rows(session: Session) -> Iterator[Row | None]:
         yield session.row(f"{net} faulty plain", lambda n=net: analog_small.treated(session, n, "faulty", ""))
         yield session.row(f"{net} faulty Remap", lambda n=net: analog_small.treated(session, n, "faulty", "Remap"))
     for name in LARGE:
-        yield session.row(f"lite0 {name} plain", lambda c=name: analog_large.classifier(c))
+        for how in ("plain", "split"):
+            yield session.row(f"lite0 {name} {how}", lambda c=name, h=how: analog_large.classifier(c, h))
         if name not in LANGUAGE:
             yield session.row(f"smollm2 {name} plain", lambda c=name: analog_large.language(c, "plain"))
-    yield session.row("lite0 pcm-hermes adabs", lambda: analog_large.classifier("pcm-hermes", adabs=True))
+    yield session.row("lite0 pcm-hermes adabs", lambda: analog_large.classifier("pcm-hermes", "adabs"))
 
 
 def goals(rows: list[Row]) -> list[Goal]:
