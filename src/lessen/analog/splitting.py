@@ -15,7 +15,7 @@ take them by loss for worth, to bisect and to go back is ours. Bisection needs t
 noise of a few chips; the answer holds the limit in any case: what is returned was measured.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from statistics import fmean
 from typing import Any, Literal
@@ -76,7 +76,7 @@ def find_split(
     max_loss: float,
     better: Literal["lower", "higher"] = "lower",
     worth: Mapping[str, float] | None = None,
-    chips: int = 3,
+    chips: int | Sequence[int] = 3,
     seconds: float | None = None,
     on_event: Listener | None = None,
 ) -> FoundSplit:
@@ -88,7 +88,7 @@ def find_split(
         max_loss: how much worse than digital the mean over chips may be, in units of the evaluation.
         better: whether lower numbers are better (perplexity) or higher ones (accuracy).
         worth: what each layer saves on tiles, such as its energy; None: its multiplications in the evaluation.
-        chips: instances in the search, from seed 0 on; as many others prove what it found.
+        chips: instances in the search, from seed 0 on, or their seeds; as many others, with the seeds that follow, prove what it found.
         seconds: since programming; None: the first moment that the device describes.
         on_event: progress.
 
@@ -97,13 +97,14 @@ def find_split(
     """
     if not max_loss >= 0:
         raise UsageError("find_split", got=f"max_loss={max_loss}", wanted="at least 0")
-    bench = Bench(mapped, evaluate, better, range(chips), seconds)
+    seeds = range(chips) if isinstance(chips, int) else list(chips)
+    bench = Bench(mapped, evaluate, better, seeds, seconds)
     try:
         value = _worth(bench, worth)
         rows = sorted(rank(bench, on_event=on_event), key=lambda row: -row.loss / max(value[row.name], 1e-30))
         search = _Search(bench, rows, on_event)
         digital, loss = search.refined(search.bisected(max_loss), max_loss, value)
-        proof = tuple(bench.loss(chip, digital) for chip in range(chips, 2 * chips))
+        proof = tuple(bench.loss(chip, digital) for chip in range(max(seeds) + 1, max(seeds) + 1 + len(seeds)))
         kept = tuple(name for name, reason in mapped.digital.items() if reason == "kept digital")
         share = sum(value[name] for name in digital) / max(sum(value.values()), 1e-30)
         split = replace(mapped.split, digital=(*kept, *(row.name for row in rows if row.name in digital)))

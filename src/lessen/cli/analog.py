@@ -246,7 +246,7 @@ def explore(
 def _data(inputs: Inputs, judge: Judge, seed: int) -> Any:
     from lessen.analog.run.subject import Data
 
-    judged: dict[str, Any] = {"eval": judge.eval, "evaluate": judge.evaluate, "better": judge.better}
+    judged: dict[str, Any] = {"eval": judge.eval, "evaluate": judge.evaluate, "better": judge.better, "choose": judge.choose}
     return Data(inputs.calibration, inputs.batches, windows=judge.windows, length=judge.length, seed=seed, **judged)
 
 

@@ -45,6 +45,8 @@ class Judge:
     """A function of a model that returns a number, or numbers by name, the first of which counts."""
     better: Literal["lower", "higher"] = "higher"
     """Which numbers of --evaluate are better."""
+    choose: Annotated[str | None, Parameter(metavar="MODULE:FUNCTION")] = None
+    """Judges as --evaluate does, on other data, where a method has to choose."""
     windows: int = 4
     """Windows of each text that are scored."""
     length: int | None = None

@@ -240,6 +240,9 @@ def _table(path: Path) -> tuple[Array, Array, Array, NDArray[np.int64]]:
         columns.append(values)
     if columns[0].max() <= 0:
         raise UsageError(str(path), got="no target above 0", wanted="conductances up to the highest that is used")
+    highest = float(columns[2][columns[0] == columns[0].max()].mean())
+    if highest <= 0:
+        raise UsageError(str(path), got=f"{highest:.3g} uS as mean of the highest target", wanted="conductances above 0, in microsiemens")
     names = {name: i for i, name in enumerate(dict.fromkeys(row["device"] for row in rows))}
     return columns[0], columns[1], columns[2], np.array([names[row["device"]] for row in rows])
 

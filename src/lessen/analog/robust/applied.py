@@ -27,7 +27,6 @@ from lessen.analog.robust.nora import NORA
 from lessen.analog.robust.percentile import RangeSearch
 from lessen.analog.robust.remap import Remap
 from lessen.analog.robust.romer import ROMER, check_routers
-from lessen.analog.run.subject import Subject
 from lessen.analog.splitting import find_split
 from lessen.analog.tiles.branches import linears
 from lessen.core.apply import apply
@@ -36,6 +35,8 @@ from lessen.core.tables import Place, construct, hints
 from lessen.errors import LessenError, UsageError, nearest
 from lessen.recipe import call as spelt
 from lessen.recover.objective import call
+
+_FAR = 2**20  # seeds of chips on which a choice is made lie this far from those that are reported
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,7 @@ class AutoSplit:
     """How much worse than digital the mean over the chips may be, in units of the number that counts; where that is the
     signal-to-noise ratio of the outputs: their error, root mean square, in parts of them."""
     chips: int = 3
-    """Instances in the search; as many others prove what it found."""
+    """Instances in the search, none of them among those of the record; as many others prove what it found."""
     seconds: float | None = None
     """Time since programming at which they are looked at; none: the first that the device describes."""
 
@@ -78,7 +79,12 @@ def _nora(options: NORA, case: Case) -> None:
 
 
 def _hpd(options: HPD, case: Case) -> None:
-    names = options.chosen(case.model)
+    asked = options.chosen(case.model)
+    names = [name for name in asked if options.saves(case.model.get_submodule(name).get_parameter("weight"))]
+    if not names:
+        got = f"a rank with which {asked[0]} multiplies as much digitally as it does now"
+        raise UsageError("HPD", got=got, wanted="a lower one, or larger layers", remedy="HPD(rank=4)")
+    options = replace(options, targets=tuple(names))
     moments = second_moments(case.model, names, case.network.calibration, call) if options.form == "inputs" else None
     hybrid = options.divide(case.model, options.decide(case.model, moments))
     digital, macs = (
@@ -86,7 +92,9 @@ def _hpd(options: HPD, case: Case) -> None:
         sum(case.model.get_submodule(n).get_parameter("weight").numel() for n in linears(case.model)),
     )
     case.divided(hybrid.model, hybrid.split)
-    case.notes.append(f"HPD divided {', '.join(names)}: {digital / macs:.1%} of the multiplications of linear layers are digital.")
+    left = [name for name in asked if name not in names]
+    whole = f" Left whole, since they are too small to gain: {', '.join(left)}." if left else ""
+    case.notes.append(f"HPD divided {', '.join(names)}: {digital / macs:.1%} of the multiplications of linear layers are digital.{whole}")
 
 
 def _halora(options: HaLoRA, case: Case) -> None:
@@ -138,14 +146,16 @@ def _split(options: AutoSplit, case: Case) -> None:
         worth = energies(case, mapped)
     except LessenError as error:
         case.notes.append(f"Layers are worth their multiplications, since energy is not known: {error}.")
-    judge, better = case.network.judge, case.network.metric.better
+    judge, better = case.network.choice(), case.network.metric.better
+    if case.network.chooser is None:
+        case.notes.append("AutoSplit chose by what judges, on the same data: its figures are no longer of unseen data (--choose).")
     if case.network.metric.name == "sqnr_db":  # of the digital model itself it has no end: what is lost is told by the error
-        judge, better = partial(_error, case.network), "lower"
+        judge, better = partial(_error, judge), "lower"
         case.notes.append("Losses of AutoSplit are errors of the outputs in parts of them, root mean square (--evaluate for another).")
+    unseen = range(_FAR + case.seed, _FAR + case.seed + options.chips)
     found = find_split(
-        mapped, judge, max_loss=options.max_loss, better=better, worth=worth, chips=options.chips, seconds=options.seconds,
-        on_event=case.on_event,
-    )  # fmt: skip
+        mapped, judge, max_loss=options.max_loss, better=better, worth=worth, chips=unseen, seconds=options.seconds, on_event=case.on_event
+    )
     chosen = [name for name in found.split.digital if name not in mapped.digital]
     case.split = case.split.also(chosen)
     if case.rehearsal is not None:
@@ -158,9 +168,9 @@ def _split(options: AutoSplit, case: Case) -> None:
     )
 
 
-def _error(network: Subject, model: nn.Module) -> float:
+def _error(decibels: Callable[[nn.Module], float], model: nn.Module) -> float:
     """Error of the outputs, in parts of them, from their signal-to-noise ratio."""
-    return 10 ** (-network.judge(model) / 20)
+    return 10 ** (-decibels(model) / 20)
 
 
 def energies(case: Case, mapped: Mapped) -> dict[str, float]:

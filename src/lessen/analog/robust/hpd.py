@@ -46,6 +46,7 @@ from lessen.errors import UsageError
 
 OUTPUTS = ("out_proj", "o_proj", "down_proj", "c_proj", "fc2", "dense_4h_to_h", "wo", "w2")
 """What output projections are called."""
+_RANK = 16
 
 
 @dataclass(frozen=True)
@@ -85,6 +86,10 @@ class HPD:
             raise UsageError("HPD", got=got, wanted="names or patterns of linear layers", remedy=f"such as {', '.join(names[-2:])}")
         return found
 
+    def saves(self, weight: Tensor) -> bool:
+        """Whether the digital half of a weight multiplies less than all of it would; of `inputs` alone, the others are as their paper has it."""
+        return self.form != "inputs" or (self.rank or _RANK) * sum(weight.shape) < weight.numel()
+
     def decide(self, model: nn.Module, moments: Mapping[str, Tensor] | None = None) -> list[Factor]:
         """The digital half of each layer, as the factors of a matrix.
 
@@ -102,7 +107,7 @@ class HPD:
                 if moments is None or name not in moments:
                     remedy = "give second_moments(model, names, batches)"
                     raise UsageError(f"HPD of {name}", got="no calibration inputs", wanted="E[x x^T]", remedy=remedy)
-                right = torch.linalg.eigh(moments[name].double())[1][:, -(self.rank or 16) :].t()
+                right = torch.linalg.eigh(moments[name].double())[1][:, -(self.rank or _RANK) :].t()
                 left = weight @ right.t()
             else:
                 left, right = self._factors(weight, name)

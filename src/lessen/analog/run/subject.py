@@ -8,8 +8,9 @@ What it is decides how it is judged, unless a function of the user's does:
 The digital model's answers are computed once. Whatever was chosen for the user is said in `notes`.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -44,6 +45,8 @@ class Data:
     """Judges a model instead: a function of it, or `module:function`; returns a number, or numbers by name, the first of which counts."""
     better: Literal["lower", "higher"] = "higher"
     """Whether lower or higher numbers of `evaluate` are better."""
+    choose: str | Evaluate | None = None
+    """Judges likewise where a method has to choose, on other data than `evaluate`; not needed without `evaluate`."""
     windows: int = WINDOWS
     """Windows of each text that are scored."""
     length: int | None = None
@@ -60,7 +63,7 @@ class Data:
     def asked(self) -> dict[str, Any]:
         """As plain data, to tell whether a run that is gone on with asked for the same."""
         spelt = {name: getattr(self, name) for name in ("better", "windows", "length", "seed")}
-        named = {"calibration": self.calibration, "batches": self.batches, "evaluate": self.evaluate}
+        named = {"calibration": self.calibration, "batches": self.batches, "evaluate": self.evaluate, "choose": self.choose}
         shown = {name: _spelt(value) for name, value in named.items()}
         return spelt | shown | {"eval": [str(e) for e in self.eval]}
 
@@ -79,6 +82,7 @@ class Subject:
         example: inputs of one inference (its first row counts as one), for the cost; None for language models.
         notes: what was chosen for the user.
         tokenizer: of a language model.
+        chooser: makes what judges where a method has to choose: on calibration data, so that what is reported is of other data.
     """
 
     label: str
@@ -90,6 +94,7 @@ class Subject:
     example: Any = None
     notes: list[str] = field(default_factory=list)
     tokenizer: Any = None
+    chooser: Callable[[], Evaluate] | None = None
 
     @property
     def metric(self) -> Metric:
@@ -100,6 +105,16 @@ class Subject:
         """The number that counts."""
         found = self.evaluate(model)
         return float(found[self.metric.name] if isinstance(found, Mapping) else found)
+
+    def choice(self) -> Callable[[nn.Module], float]:
+        """A judge of the number that counts, on data that the record is not of."""
+        judge = self.evaluate if self.chooser is None else self.chooser()
+
+        def prefer(model: nn.Module) -> float:
+            found = judge(model)
+            return float(next(iter(found.values())) if isinstance(found, Mapping) else found)
+
+        return prefer
 
     def identity(self) -> Any:
         """What decides every figure: weights, what sets the converters, what judges."""
@@ -199,8 +214,8 @@ def _language(ref: str | Path | nn.Module, model: nn.Module, label: str, asked: 
     for name, ids in held.items():
         notes.append(f"Judged on {len(ids)} windows of {length} tokens of {name} (--windows, --eval): few, so that chips can be many.")
     notes += tied(model)
-    judge = OnText(model, held)
-    return Subject(label, model, list(calibration.split(1)), judge, judge.metrics, True, None, notes, tokenizer)
+    judge, choose = OnText(model, held), partial(OnText, model, {"calibration": calibration})
+    return Subject(label, model, list(calibration.split(1)), judge, judge.metrics, True, None, notes, tokenizer, choose)
 
 
 def _other(model: nn.Module, label: str, asked: Data) -> Subject:
@@ -222,7 +237,8 @@ def _other(model: nn.Module, label: str, asked: Data) -> Subject:
     elif asked.batches is not None:
         notes.append("One batch sets the converters and is judged on as well.")
     judge = OnBatches(model, held if asked.evaluate is None else [])
-    return Subject(label, model, calibration, judge, judge.metrics, False, batches[0], notes)
+    choose = partial(OnBatches, model, calibration)
+    return Subject(label, model, calibration, judge, judge.metrics, False, batches[0], notes, chooser=choose)
 
 
 def batches_of(given: str | Iterable[Any]) -> list[Any]:
@@ -247,21 +263,26 @@ def batches_of(given: str | Iterable[Any]) -> list[Any]:
 
 def _judged_by(made: Subject, asked: Data) -> Subject:
     """The same with the user's own judge."""
-    judge: Any = asked.evaluate
-    label = getattr(judge, "__name__", "quality")
-    if isinstance(judge, str):
-        if ":" not in judge:
-            raise UsageError("--evaluate", got=repr(judge), wanted="package.module:function")
-        label, judge = judge, imported(judge)
-    if not callable(judge):
-        raise UsageError(str(label), got=type(judge).__name__, wanted="a function of a model")
-    judge = Asked(judge, str(label))
+    judge = _asked(asked.evaluate, "--evaluate")
+    label, other = judge.label, None if asked.choose is None else _asked(asked.choose, "--choose")
     with torch.no_grad(), evaluating(made.model):
         first = judge(made.model)
     names = list(first) if isinstance(first, Mapping) else ["quality"]
     metrics = tuple(Metric(name, name.replace("_", " "), asked.better) for name in names)
     notes = [*made.notes, f"{label} judges; {asked.better} numbers are taken as better (--better)."]
-    return replace(made, evaluate=judge, metrics=metrics, notes=notes)
+    return replace(made, evaluate=judge, metrics=metrics, notes=notes, chooser=None if other is None else lambda: other)
+
+
+def _asked(judge: Any, option: str) -> Asked:
+    """A function of the user's."""
+    label = getattr(judge, "__name__", "quality")
+    if isinstance(judge, str):
+        if ":" not in judge:
+            raise UsageError(option, got=repr(judge), wanted="package.module:function")
+        label, judge = judge, imported(judge)
+    if not callable(judge):
+        raise UsageError(str(label), got=type(judge).__name__, wanted="a function of a model")
+    return Asked(judge, str(label))
 
 
 def _spelt(value: Any) -> str | None:

@@ -225,12 +225,17 @@ def _aged(plane: Plane, chip: Chip, moment: Moment, address: tuple[int, int, int
         cells = device.program(target, stream(moment.chip, "program", *draw))
         if written is not None:
             written[address] = cells
-    g = chip.use.read(device.drifted(cells, moment.seconds), device, moment.seconds)
-    g = chip.faults.apply(g, (device.g_min, device.g_max), stream(moment.chip, "faults", *draw))
-    sigma = None if chip.reads == "quiet" else device.read_sigma(g, moment.seconds, cells.conductance)
+    g = _held(chip.use.read(device.drifted(cells, moment.seconds), device, moment.seconds), chip, moment.chip, draw)
+    sigma = None if chip.reads == "quiet" else device.read_sigma(g, moment.seconds, _held(cells.conductance, chip, moment.chip, draw))
     if chip.reads == "frozen" and sigma is not None:
         g = normal(g, stream(moment.chip, "read", moment.seconds, *draw)).mul_(sigma).add_(g).clamp_(min=0)
     return g, sigma
+
+
+def _held(conductance: Tensor, chip: Chip, instance: int, draw: tuple[str | int, ...]) -> Tensor:
+    """Conductances with the stuck devices of a plane where they are stuck."""
+    ends = chip.device.g_min, chip.device.g_max
+    return chip.faults.apply(conductance, ends, stream(instance, "faults", *draw)) if chip.faults else conductance
 
 
 def _bend(made: Crossbar, plane: Plane, device: Device, g: Tensor, volts: float) -> None:

@@ -44,7 +44,8 @@ class Tiles:
             "sums", in which it computes digitally and looks.
         generator: of noise that is fresh in every read.
         room: memory of `numbers.matrix`, reserved once.
-        before: mean magnitude of the columns just after programming, for the compensation of drift.
+        before: mean magnitude of the columns just after programming, for the compensation of drift, by number of the piece, with the chip
+            instance and a mark of the weights for which it holds.
         arranged: another order of the weights on their tiles, by number of the piece (`pieces`); it holds for one chip instance.
         listener: told of the inputs, `vector (group input)`, and the weight of every digital call; None: nobody asks.
     """
@@ -57,7 +58,7 @@ class Tiles:
     mode: Literal["run", "digital", "inputs", "sums"] = "run"
     generator: torch.Generator | None = None
     room: Tensor | None = None
-    before: dict[int, tuple[int, Tensor]] = field(default_factory=dict)
+    before: dict[int, tuple[int, float, Tensor]] = field(default_factory=dict)
     arranged: dict[int, Arrangement] = field(default_factory=dict)
     listener: Callable[[Tensor, Tensor], None] | None = None
 
@@ -82,12 +83,12 @@ class Tiles:
         """By how much known inputs read less than they did just after programming."""
         if self.chip.compensation == "none" or moment.seconds is None:
             return 1.0
-        known = self.before.get(number)
-        if known is None or known[0] != moment.chip:
+        known, mark = self.before.get(number), _mark(scaled)
+        if known is None or known[:2] != (moment.chip, mark):
             start = self.chip.device.first
             first = crossbar if moment.seconds == start else realise(scaled, self.chip, replace(moment, seconds=start), number, written)
-            known = self.before[number] = (moment.chip, self._reading(first))
-        return known[1] / self._reading(crossbar).clamp(min=1e-4 * known[1])
+            known = self.before[number] = (moment.chip, mark, self._reading(first))
+        return known[2] / self._reading(crossbar).clamp(min=1e-4 * known[2])
 
     def _reading(self, crossbar: Crossbar) -> Tensor:
         """Mean magnitude of columns, `tile 1 column`: each row driven alone, as a chip can."""
@@ -296,6 +297,14 @@ class AnalogConv1d(_AnalogConv, nn.Conv1d):
             x = F.pad(x, sides, mode="constant" if self.padding_mode == "zeros" else self.padding_mode)
         patches = F.unfold(x[:, :, None], (1, k), (1, d), 0, (1, s))
         return patches.transpose(1, 2).reshape(-1, patches.shape[1]), ((x.shape[2] - d * (k - 1) - 1) // s + 1,)
+
+
+def _mark(scaled: Tensor) -> float:
+    """Tells weights and their order, `tile row column`, from others."""
+    found = scaled.detach()
+    while found.dim():
+        found = found @ torch.arange(found.shape[-1], dtype=found.dtype, device=found.device).add_(1).cos_()
+    return float(found)
 
 
 def kind_of(module: nn.Module) -> type[nn.Module] | None:
