@@ -1,7 +1,7 @@
 """The large networks of `analog_quality`: EfficientNet-Lite0 on pictures, SmolLM2-135M on text.
 
-SmolLM2's inputs are driven over the range of each token (a dynamic DAC), since activations of language models have outliers that no static
-range holds. Its perplexity is that of 512 tokens of held-out text. HPD takes the main directions of every projection's inputs from
+SmolLM2 is put on the presets as they are, with one range of each layer's inputs, and with inputs driven over the range of each token
+("dynamic DAC"), since activations of language models have outliers that no static range holds. Its perplexity is that of 512 tokens of held-out text. HPD takes the main directions of every projection's inputs from
 calibration text and multiplies them digitally. Chips have as many tiles as the networks take.
 """
 
@@ -68,21 +68,18 @@ def _language() -> tuple[nn.Module, list[torch.Tensor], Callable[[nn.Module], di
     return load(found.model("shipped")).eval(), [windows["calibration"][:4, :LENGTH]], perplexity
 
 
-def _chip(name: str) -> Chip:
-    """A preset with inputs driven over the range of each token."""
-    chip = _roomy(preset(name))
-    return replace(chip, dac=replace(chip.dac, range="dynamic"))
-
-
 def _roomy(chip: Chip) -> Chip:
     """As many tiles as it takes."""
     return replace(chip, system=replace(chip.system, tiles=None))
 
 
-def language(name: str, method: str, chips: int = CHIPS, seconds: Sequence[float] = (YEAR,)) -> Row:
+def language(name: str, method: str, dynamic: bool = True, seconds: Sequence[float] = (YEAR,)) -> Row:
     """SmolLM2, plain or divided by HPD; embeddings are looked up, not multiplied."""
     model, seen, perplexity = _language()
-    head = {"network": "smollm2", "chip": name, "method": method}
+    chip = _roomy(preset(name))
+    if dynamic:
+        chip = replace(chip, dac=replace(chip.dac, range="dynamic"))
+    head = {"network": "smollm2", "chip": f"{name}, dynamic DAC" if dynamic else name, "method": method}
     split, network = ("model.embed_tokens",), model
     if method == "hpd":
         divide = HPD("inputs", RANK, targets=("*",))
@@ -91,8 +88,8 @@ def language(name: str, method: str, chips: int = CHIPS, seconds: Sequence[float
         network, split = hybrid.model, (*split, *hybrid.split.digital)
         made, products = sum(hybrid.digital_macs.values()), _products(model)
         head |= {"rank": RANK, "digital_macs": round((made + products) / (sum(hybrid.macs.values()) + made + products), 4)}
-    mapped = map(network, _chip(name), calibration=seen, run=_tokens, store=torch.float16, split=split)
-    found = simulate(mapped, perplexity, digital=model, times=_times(mapped, seconds), chips=chips)
+    mapped = map(network, chip, calibration=seen, run=_tokens, store=torch.float16, split=split)
+    found = simulate(mapped, perplexity, digital=model, times=_times(mapped, seconds), chips=CHIPS)
     nats = {"digital": found.digital["nats"], "times": [row["mean"] for row in found.summary("nats")]}
     return head | {"tiles": mapped.physical_tiles, "figure": "perplexity", "nats": nats} | told(found)
 

@@ -13,6 +13,7 @@ import statistics
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -138,7 +139,8 @@ def treated(session: Session, net: str, name: str, method: str) -> Row:
     training = Training(
         [(x, y) for x, y in zip(train.images.split(500), train.labels.split(500), strict=True)], steps=STEPS[net], batch=BATCH
     )
-    network = subject(model, Data(batches=given, evaluate=lambda m: analog_nets.accuracy(m, chosen)))
+    judge = partial(analog_nets.accuracy, data=chosen)
+    network = subject(model, Data(batches=given, evaluate=judge, choose=judge))
     case = Case(network, model, _chip(name), training=training)
     started = time.process_time()
     if method:

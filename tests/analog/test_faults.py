@@ -7,7 +7,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from lessen.analog.chip import Chip
 from lessen.analog.devices.faults import Faults
+from lessen.analog.devices.pcm import PCM
+from lessen.analog.tiles.crossbar import Moment, realise
 from lessen.analog.tiles.streams import stream
 from lessen.errors import UsageError
 
@@ -61,3 +64,12 @@ def test_nan_is_no_rate():
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_types_are_kept(dtype: torch.dtype):
     assert Faults(0.1, 0.1).apply(torch.ones(10, dtype=dtype), ENDS, stream(0)).dtype == dtype
+
+
+def test_a_stuck_device_is_read_with_the_noise_of_where_it_is_stuck():
+    chip = Chip(device=PCM(), faults=Faults(high=1.0), reads="fresh")
+    made = realise(torch.zeros(1, 4, 4), chip, Moment(0, "layer", 3600.0))
+    full = torch.full((1,), chip.device.g_max)
+    sigma = chip.device.read_sigma(full, 3600.0, full) / chip.device.g_max  # both devices of a pair
+    assert made.variance is not None
+    torch.testing.assert_close(made.variance, (2 * sigma.square()).expand_as(made.variance))

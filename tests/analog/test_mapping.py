@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -122,6 +123,27 @@ def test_a_chip_stays_what_it_is_and_another_is_another():
     assert torch.equal(mapped.program(3, 86400.0)(x), later)
     assert not torch.equal(mapped.program(4)(x), first)
     assert not torch.equal(later, first)
+
+
+@pytest.mark.parametrize("how", ["tile", "column"])
+@torch.no_grad()
+def test_drift_is_corrected_by_the_weights_that_are_there(how: str):
+    chip = Chip(device=PCM(), compensation=how)  # pyright: ignore[reportArgumentType]
+    model, x = nn.Linear(40, 20), torch.randn(8, 40)
+    mapped = map(model, chip)
+    mapped.program(0, 30 * 86400.0)
+    for change in (lambda w: w.mul_(0.5).add_(0.1 * torch.randn_like(w)), lambda w: w.copy_(w.flip(0)), lambda w: w.copy_(w.flip(1))):
+        change(model.weight)
+        found = mapped.program(0, 30 * 86400.0)(x)
+        assert torch.equal(found, map(model, chip).program(0, 30 * 86400.0)(x))
+
+
+@torch.no_grad()
+def test_a_seed_and_a_time_are_what_they_are_in_any_type():
+    mapped, x = map(nn.Linear(40, 20), Chip(device=PCM(), reads="frozen")), torch.randn(8, 40)
+    found = mapped.program(0, 86400.0)(x)
+    assert torch.equal(mapped.program(np.int64(0), 86400)(x), found)
+    assert torch.equal(mapped.at(np.float32(86400.0))(x), found)
 
 
 @torch.no_grad()

@@ -11,6 +11,7 @@ from torch import nn
 from lessen.analog.chip import Array, Chip
 from lessen.analog.devices.faults import Faults
 from lessen.analog.devices.gaussian import Gaussian
+from lessen.analog.devices.pcm import PCM
 from lessen.analog.encoding import Differential, Offset, Sliced
 from lessen.analog.mapping import map
 from lessen.analog.robust.remap import Remap, _Tile
@@ -52,6 +53,22 @@ def test_any_order_computes_the_same_on_a_sound_chip(encoding):
         shuffled(mapped, 1)
         after = mapped.program(0).model(x)
     assert (after - before).abs().max() < 1e-12 * before.abs().max()
+
+
+@torch.no_grad()
+def test_drift_is_corrected_by_the_order_that_is_there():
+    model, x = nn.Sequential(nn.Linear(60, 40)), torch.randn(32, 60)
+    chip = Chip(device=PCM(), faults=Faults(0.03, 0.003), array=Array(64, 64), compensation="column")
+    mapped = map(model, chip).program(0, 20.0)
+    mapped(x)  # a reference of the order before
+    Remap().arrange(mapped)
+    found = mapped.at(86400.0)(x)
+    fresh = map(model, chip).program(0, 20.0)
+    for name in mapped.layers:
+        fresh.tiles(name).arranged = mapped.tiles(name).arranged
+    assert torch.equal(fresh.at(86400.0)(x), found)
+    lost = [(y - model(x)).square().mean() for y in (map(model, chip).program(0, 86400.0)(x), found)]
+    assert lost[1] < 0.7 * lost[0]
 
 
 def test_devices_differ_after_a_change_of_order_and_only_for_the_chip_that_it_is_meant_for():

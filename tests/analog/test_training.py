@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from lessen.analog import mapping
 from lessen.analog.chip import Array, Chip
+from lessen.analog.devices.gaussian import Gaussian
 from lessen.analog.devices.pcm import PCM
 from lessen.analog.devices.rram import WanRRAM
 from lessen.analog.encoding import Offset, Sliced
@@ -296,3 +297,19 @@ def test_training_repeats_bitwise():
         rehearsal.train(list(zip(x, y, strict=True)), losses=(NextToken(),), steps=5, batch=8, precision="float32")
         found.append(net.weight.detach().clone())
     assert torch.equal(*found)
+
+
+@pytest.mark.parametrize(("noise", "model"), [(Injected(), "solved"), (Injected(), "iterative"), (Programmed(), "iterative")])
+def test_wires_that_training_would_not_meet_are_refused(noise: Injected | Programmed, model: Any):
+    with pytest.raises(UsageError, match=r"rehearse: got wires of 2 ohm .*, wanted a model of wires that training meets: fast"):
+        rehearse(nn.Sequential(nn.Linear(8, 4)), Chip(wires=Wires(2.0, model)), noise=noise)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("model", ["columns", "solved"])
+def test_wires_of_the_chip_are_part_of_its_errors(model: Any):
+    net, x = nn.Sequential(nn.Linear(128, 8, bias=False)), torch.rand(16, 128)
+    chip = Chip(device=Gaussian(written=0.0), wires=Wires(5.0, model), reads="quiet")
+    mapped, rehearsed = mapping.map(net, chip).program(0)(x), rehearse(net, chip, noise=Programmed()).model(x)
+    assert (mapped - net(x)).square().mean() > 0.01 * net(x).square().mean()
+    torch.testing.assert_close(rehearsed, mapped, rtol=1e-4, atol=1e-4)

@@ -119,7 +119,7 @@ class Mapped:
 
     def program(self, seed: int = 0, seconds: float | None = None, on_event: Listener | None = None) -> "Mapped":
         """Write the weights to a chip instance and look at it: at the first moment that its devices describe, or `seconds` later."""
-        self.seed = seed
+        self.seed = int(seed)
         return self.at(self.chip.device.first if seconds is None else seconds, on_event)
 
     def at(self, seconds: float, on_event: Listener | None = None) -> "Mapped":
@@ -127,7 +127,7 @@ class Mapped:
         if self.seed is None:
             raise UsageError("Mapped.at", got="a chip that is not programmed", wanted="program(seed) first")
         self.chip.device.check_time(seconds)
-        self.seconds = seconds
+        self.seconds = seconds = float(seconds)  # the address of draws: 86400 is the moment that 86400.0 is
         with torch.no_grad():
             for name, layer in self.layers.items():
                 self.tiles(name).reserve(matrix(layer), self.store)

@@ -79,7 +79,7 @@ class Bench:
             raise UsageError("chips", got="none", wanted="at least one seed")
         self.mapped, self.evaluate, self.chips = mapped, evaluate, tuple(chips)
         self.sign = 1.0 if better == "lower" else -1.0
-        self.seconds = mapped.chip.device.first if seconds is None else seconds
+        self.seconds = float(mapped.chip.device.first if seconds is None else seconds)
         self.evaluations = 0
         self._before = (mapped.seed, mapped.seconds)
         self._shown: int | None = None

@@ -117,10 +117,10 @@ def simulate(
     Raises:
         UsageError: a time that the device does not cover; a file with rows of other weights, another chip, evaluation or adaptation.
     """
-    instances = range(chips) if isinstance(chips, int) else list(chips)
+    instances = range(chips) if isinstance(chips, int) else [int(chip) for chip in chips]
     if not instances:
         raise UsageError("simulate", got=f"chips={chips}", wanted="at least one")
-    moments = standard_times(mapped) if times is None else list(times)
+    moments = standard_times(mapped) if times is None else [float(seconds) for seconds in times]
     for seconds in moments:
         mapped.chip.device.check_time(seconds)
     kept = _Kept(Path(file), belongs(mapped, evaluate, adapt)) if file is not None else None

@@ -183,7 +183,7 @@ class BWMA:
             run: how a model is called with a batch.
         """
         driven = replace(chip, dac=Dac(self.bits + 1, quantile=chip.dac.quantile), reads="quiet" if chip.reads == "quiet" else "frozen")
-        check(driven)
+        check(driven, Injected(self.sigma))
         mapped = mapping.map(model, driven, split=split, calibration=calibration, run=run)
         stage = Stage(Injected(self.sigma))
 

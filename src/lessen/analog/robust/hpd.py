@@ -87,7 +87,7 @@ class HPD:
         return found
 
     def saves(self, weight: Tensor) -> bool:
-        """Whether the digital half of a weight multiplies less than all of it would; of `inputs` alone, the others are as their paper has it."""
+        """Whether the digital half of a weight multiplies less than all of it would; the forms of the paper are as they are."""
         return self.form != "inputs" or (self.rank or _RANK) * sum(weight.shape) < weight.numel()
 
     def decide(self, model: nn.Module, moments: Mapping[str, Tensor] | None = None) -> list[Factor]:

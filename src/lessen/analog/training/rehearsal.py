@@ -17,8 +17,9 @@ drifted, faulty and read, with the digital correction of drift.
 The twin always rehearses, under `no_grad` and in evaluation mode too, so that held-out data finds the state that is best on noisy chips.
 To see the clean digital network call the model itself; to see it on the chip call `mapped`.
 
-Left out: bit slices and inputs driven digit by digit in front of an ADC, and devices that are not ohmic; `robust.est` trains through those.
-Reads that are fresh for every vector are drawn once for a batch.
+Left out, and refused: bit slices and inputs driven digit by digit in front of an ADC, devices that are not ohmic, wires that are solved for
+every input, and with Gaussian errors all wires but the fast model; `robust.est` trains through those. Reads that are fresh for every vector
+are drawn once for a batch.
 Papers: Joshi et al. 2020, Nature Communications 11, 2473 (noise injection); Rasch et al. 2023, Nature Communications 14, 5282 (converters,
 output noise); Büchel et al. 2025, https://arxiv.org/abs/2505.09663 (learned ranges).
 Ours: the chip's own errors as N; row tiles in one batched product.
@@ -165,13 +166,14 @@ def rehearse(
     Raises:
         UsageError: a chip whose columns are not read as one sum; see the header.
     """
-    check(chip)
+    noise = noise or Injected()
+    check(chip, noise)
     if not 0 <= output_noise < math.inf:
         raise UsageError("rehearse", got=f"output_noise={output_noise:g}", wanted="a finite number of at least 0")
     mapped = mapping.map(
         model, replace(chip, reads="quiet" if chip.reads == "quiet" else "frozen"), split=split, calibration=calibration, run=run
     )
-    stage = Stage(noise or Injected(), output_noise)
+    stage = Stage(noise, output_noise)
     rehearsal = as_rehearsal(mapped, model, chip, split, run, lambda layer: on_stage(layer, stage, ranges == "learned"))
     if isinstance(stage.noise, Programmed):
         rehearsal._hooks.append(rehearsal.model.register_forward_pre_hook(lambda *_: stage.another(mapped.chip)))
@@ -227,13 +229,17 @@ def _both(first: Callable[[nn.Module], None], second: Callable[[nn.Module], None
     return first if second is None else _Both(first, second)
 
 
-def check(chip: Chip) -> None:
-    """Refuse a chip whose columns are not read as one sum."""
+def check(chip: Chip, noise: Injected | Programmed) -> None:
+    """Refuse a chip whose columns are not read as one sum, or whose wires the errors of training would leave out."""
     wanted, remedy = "a chip whose columns are read as one sum", "robust.est trains through any chip"
     if chip.adc.bits is not None and (chip.dac.cycles > 1 or len(chip.encoding.shifts) > 1):
         raise UsageError("rehearse", got="digits or slices in front of an ADC", wanted=wanted, remedy=remedy)
     if chip.device.powers(torch.tensor([chip.device.g_max])) is not None:
         raise UsageError("rehearse", got=f"{type(chip.device).__name__}, which is not ohmic", wanted="ohmic devices", remedy=remedy)
+    known = ("fast", "columns", "solved") if isinstance(noise, Programmed) else ("fast",)
+    if chip.wires.ohm and chip.wires.model not in known:
+        got = f"wires of {chip.wires.ohm:g} ohm and wires.model={chip.wires.model!r} with {type(noise).__name__} errors"
+        raise UsageError("rehearse", got=got, wanted=f"a model of wires that training meets: {', '.join(known)}", remedy=remedy)
 
 
 def _look_at_sums(mapped: Mapped, batches: list[Any], run: Callable[[nn.Module, Any], Any] | None) -> None:
