@@ -1,8 +1,9 @@
 """The large networks of `analog_quality`: EfficientNet-Lite0 on pictures, SmolLM2-135M on text.
 
 SmolLM2 is put on the presets as they are, with one range of each layer's inputs, and with inputs driven over the range of each token
-("dynamic DAC"), since activations of language models have outliers that no static range holds. Its perplexity is that of 512 tokens of held-out text. HPD takes the main directions of every projection's inputs from
-calibration text and multiplies them digitally. Chips have as many tiles as the networks take.
+("dynamic DAC"), since activations of language models have outliers that no static range holds. Its perplexity is that of 512 tokens of
+held-out text. HPD takes the main directions of every projection's inputs from calibration text and multiplies them digitally. Chips have
+as many tiles as the networks take.
 """
 
 import math
