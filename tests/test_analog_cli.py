@@ -352,6 +352,68 @@ def test_a_wrong_request_is_one_line(tokens: list[str], says: str, tmp_path: Pat
     assert err.count("\n") == 1 and err.startswith("lessen: ") and says in err and "Traceback" not in err
 
 
+JUDGED: list[type] = []
+
+
+def counting(model: nn.Module) -> float:
+    """Which kinds of layers were judged: that of the digital model, or that of tiles."""
+    JUDGED.append(type(next(m for m in model.modules() if isinstance(m, nn.Linear))))
+    return 1.0
+
+
+def far_too_wide() -> list[Tensor]:
+    return [torch.ones(8, 17)]
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["EST"], "no data"),
+        (["HaLoRA"], "no data"),
+        (["RangeSearch", "--method", "HardwareAware"], "no data"),
+        (["EST", "--train", f"{HERE}:far_too_wide"], "a sample that the model cannot read: RuntimeError"),
+        (["EST(times=Programmed(first=1.0))", "--train", f"{HERE}:batches"], "its description begins there"),
+        (["HaLoRA", "--targets", "nothing", "--train", f"{HERE}:batches"], "wanted linear layers"),
+        (["ROMER"], "no router"),
+        (["BatchNorms"], "no batch norm"),
+        (["HPD"], "no block with an output projection"),
+        (["HPD", "--rank", "24", "--targets", "2"], "a rank with which 2 multiplies as much digitally"),
+        (["HPD(rank=4, targets=['2'])", "--method", "HPD(rank=4, targets=['2'])"], "wanted names or patterns of linear layers"),
+        (["AutoSplit", "--seconds", "1"], "its description begins there"),
+    ],
+    ids=str,
+)
+def test_what_a_method_cannot_do_is_known_before_anything_is_simulated(words: list[str], says: str, capsys: Any):
+    JUDGED.clear()
+    asked = [*OURS, "pcm-nandakumar", "--evaluate", f"{HERE}:counting", "--chips", "1", "--method", *words]
+    code, out, err = call(capsys, "analog", "robust", *asked, "--quiet")
+    assert (code, out, err.count("\n")) == (2, "", 1) and says in err, err
+    assert tuple(JUDGED) == (nn.Linear,)  # the digital model, once, for the names of its numbers; no network on a chip
+
+
+def test_a_method_after_one_that_divides_is_checked_on_what_is_left(capsys: Any):
+    """`2.base` is there only once `2` is divided; training data that can be read only once serves both methods."""
+    from lessen.analog.robust.case import Training
+    from lessen.analog.run.hardening import hardened
+    from lessen.analog.run.subject import Data
+
+    methods = ["HPD(rank=2, targets=['2'])", "HPD(rank=2, targets=['2.base'])", "HaLoRA(rank=2)", "EST"]
+    how, data = Training(data=batches(), steps=1), Data(batches=list(batches()))
+    run = hardened(network(), "pcm-nandakumar", methods, times=[20.0], chips=1, data=data, training=how)
+    assert [note.split(":")[0] for note in run.notes if note.startswith("HPD")] == ["HPD divided 2", "HPD divided 2.base"]
+    assert any(note.startswith("EST trained 1 steps") for note in run.notes)
+
+
+def test_a_chip_on_which_a_method_does_not_work_is_refused_at_once(tmp_path: Path, capsys: Any):
+    chip = tmp_path / "chip.toml"
+    chip.write_text('[dac]\nbits = 8\n[adc]\nbits = 8\n[wires]\nohm = 1.0\nmodel = "iterative"\n[faults]\nlow = 0.1\n')
+    for words, says in ((["Remap"], "wires that are solved when programmed"), (["HardwareAware", "--train", f"{HERE}:batches"], "wires")):
+        JUDGED.clear()
+        asked = [*OURS, chip, "--evaluate", f"{HERE}:counting", "--chips", "1", "--method", *words]
+        code, out, err = call(capsys, "analog", "robust", *asked, "--quiet")
+        assert (code, out, err.count("\n")) == (2, "", 1) and says in err and tuple(JUDGED) == (nn.Linear,), err
+
+
 def test_a_judge_of_ones_own(capsys: Any):
     asked = ["--evaluate", f"{HERE}:loudness", "--times", "1d", "--chips", "1"]
     run = told(capsys, "simulate", *OURS, "pcm-nandakumar", *asked)["run"]

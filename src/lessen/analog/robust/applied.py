@@ -16,6 +16,7 @@ from torch import nn
 from lessen.analog.cost.count import LayerShape
 from lessen.analog.cost.model import cost
 from lessen.analog.mapping import Mapped, Split
+from lessen.analog.robust import needs
 from lessen.analog.robust.adabs import AdaBS
 from lessen.analog.robust.bwma import BWMA
 from lessen.analog.robust.case import Case
@@ -79,11 +80,7 @@ def _nora(options: NORA, case: Case) -> None:
 
 
 def _hpd(options: HPD, case: Case) -> None:
-    asked = options.chosen(case.model)
-    names = [name for name in asked if options.saves(case.model.get_submodule(name).get_parameter("weight"))]
-    if not names:
-        got = f"a rank with which {asked[0]} multiplies as much digitally as it does now"
-        raise UsageError("HPD", got=got, wanted="a lower one, or larger layers", remedy="HPD(rank=4)")
+    asked, names = needs.hpd_layers(options, case)
     options = replace(options, targets=tuple(names))
     moments = second_moments(case.model, names, case.network.calibration, call) if options.form == "inputs" else None
     hybrid = options.divide(case.model, options.decide(case.model, moments))
@@ -192,32 +189,45 @@ class Named:
         act: what it does to a case.
         summary: in a few words.
         trains: whether it needs data to train on.
+        needs: refuses what the method would refuse, before anything is simulated (`analog.robust.needs`); None: it takes everything.
     """
 
     options: type
     act: Callable[[Any, Case], None]
     summary: str
     trains: bool = False
+    needs: Callable[[Any, Case], None] | None = None
 
     @property
     def name(self) -> str:
         """As it is called."""
         return self.options.__name__
 
+    def check(self, options: Any, trial: Case) -> None:
+        """Refuse what the method would refuse; `trial` becomes what the next method finds."""
+        if self.needs is not None:
+            self.needs(options, trial)
+
 
 METHODS: tuple[Named, ...] = (
     Named(RangeSearch, _ranges, "ranges of converters searched on calibration data"),
     Named(Compensation, _compensation, "digital correction of drift"),
-    Named(NORA, _nora, "range moved from activations to weights behind norms"),
-    Named(HPD, _hpd, "sensitive projections divided between tiles and digital"),
-    Named(AutoSplit, _split, "the few layers that have to be digital for a stated loss"),
-    Named(Remap, _remap, "weights put where stuck cells harm least"),
-    Named(BatchNorms, _batch_norms, "AdaBS: batch norms learn again what the drifted chip puts out"),
-    Named(ROMER, _romer, "routers of experts corrected for what each chip, at each look, makes of their inputs"),
-    Named(HardwareAware, _rehearsed, "training with noise, clipping and learned ranges", trains=True),
-    Named(EST, _rehearsed, "training through the chip itself with the clean gradient", trains=True),
-    Named(BWMA, _rehearsed, "binary weights, activations of a few bits (details follow the paper's abstract)", trains=True),
-    Named(HaLoRA, _halora, "trained low-rank branches beside noisy layers", trains=True),
+    Named(NORA, _nora, "range moved from activations to weights behind norms", needs=needs.nora),
+    Named(HPD, _hpd, "sensitive projections divided between tiles and digital", needs=needs.hpd),
+    Named(AutoSplit, _split, "the few layers that have to be digital for a stated loss", needs=needs.split),
+    Named(Remap, _remap, "weights put where stuck cells harm least", needs=needs.remap),
+    Named(BatchNorms, _batch_norms, "AdaBS: batch norms learn again what the drifted chip puts out", needs=needs.batch_norms),
+    Named(ROMER, _romer, "routers of experts corrected for what each chip, at each look, makes of their inputs", needs=needs.romer),
+    Named(HardwareAware, _rehearsed, "training with noise, clipping and learned ranges", trains=True, needs=needs.rehearsed),
+    Named(EST, _rehearsed, "training through the chip itself with the clean gradient", trains=True, needs=needs.rehearsed),
+    Named(
+        BWMA,
+        _rehearsed,
+        "binary weights, activations of a few bits (details follow the paper's abstract)",
+        trains=True,
+        needs=needs.rehearsed,
+    ),
+    Named(HaLoRA, _halora, "trained low-rank branches beside noisy layers", trains=True, needs=needs.halora),
 )
 
 

@@ -90,6 +90,12 @@ class NORA:
             got = f"strength={self.strength}, steps={self.steps}, samples={self.samples}"
             raise UsageError("NORA", got=got, wanted="a strength from 0 to 1, at least 2 steps and 1 sample")
 
+    def check(self, model: nn.Module, batches: Sequence[Any], run: Callable[[nn.Module, Any], Any] | None = None) -> None:
+        """Refuse a model with norms whose outputs cannot be compared."""
+        if any(_is_norm(module) for module in model.modules()):
+            with torch.no_grad(), evaluating(model):
+                _tensor((run or run_batch)(model, batches[0]))
+
     def decide(self, model: nn.Module, chip: Chip, batches: Iterable[Any], run: Callable[[nn.Module, Any], Any] | None = None) -> Rescaled:
         """Decide on the scales of all norms.
 

@@ -54,6 +54,12 @@ class Remap:
         if self.passes < 1:
             raise UsageError("Remap", got=f"passes={self.passes}", wanted="1 or more")
 
+    def check(self, chip: Chip) -> None:
+        """Refuse wires that are solved for every input."""
+        if chip.wires.ohm and chip.wires.model == "iterative":
+            remedy = 'wires.model="solved"'
+            raise UsageError("Remap", got='wires.model="iterative"', wanted="wires that are solved when programmed", remedy=remedy)
+
     def arrange(
         self,
         mapped: Mapped,
@@ -75,9 +81,7 @@ class Remap:
             Expected squared error of each layer by its faults, before and after, in squared weights (times squared inputs with `batches`).
         """
         seed = mapped.seed if seed is None else seed
-        if mapped.chip.wires.ohm and mapped.chip.wires.model == "iterative":
-            remedy = 'wires.model="solved"'
-            raise UsageError("Remap", got='wires.model="iterative"', wanted="wires that are solved when programmed", remedy=remedy)
+        self.check(mapped.chip)
         if seed is None:
             raise UsageError("Remap", got="a chip that is not programmed", wanted="program(seed) first, or a seed")
         power = {} if batches is None else input_power(mapped, batches, run)

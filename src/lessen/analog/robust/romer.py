@@ -86,6 +86,11 @@ class ROMER:
         """
         return Rerouting(self, list(batches), run)
 
+    def check(self, model: nn.Module, routers: Iterable[str]) -> None:
+        """Refuse routers without experts that can be replaced, if any are to be."""
+        for name in routers if self.starved else ():
+            _pack_name(model, name)
+
     def starving(self, noisy: Routed) -> dict[int, int]:
         """Starved experts, and the frequent ones of which each becomes a copy: the poorest that of the richest."""
         tokens = torch.bincount(noisy.chosen.flatten(), minlength=noisy.logits.shape[1]).float()

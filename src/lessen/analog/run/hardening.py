@@ -13,9 +13,10 @@ from lessen.analog.described import chip_of
 from lessen.analog.mapping import Split
 from lessen.analog.robust.applied import named, parse
 from lessen.analog.robust.case import Case, Training
+from lessen.analog.robust.needs import trial_of
 from lessen.analog.run.job import CONTEXT, Model, check, costs_of, fill, finished, known, name_of, started, timed
 from lessen.analog.run.record import AnalogRun, quality, unjudged
-from lessen.analog.run.subject import Data, subject
+from lessen.analog.run.subject import Data, batches_of, subject
 from lessen.analog.simulation import belongs, forget_others, simulate
 from lessen.core.event import Listener
 from lessen.core.strict import strict
@@ -49,6 +50,9 @@ def hardened(
         training: of the methods that train.
         out: directory for the record, the report, the rows, and weights that have changed; the same call goes on there after a kill.
         on_event: progress.
+
+    Raises:
+        UsageError: what a method cannot do with this network, chip or data, before anything is simulated.
     """
     described, asked, training = chip_of(chip), data or Data(), training or Training()
     wanted = [parse(m) if isinstance(m, str) else (named(m), m) for m in methods]
@@ -69,7 +73,12 @@ def hardened(
     looks: dict[str, Any] = {"times": times, "chips": range(asked.seed, asked.seed + chips), "on_event": on_event}
     network = subject(model, asked)
     known(folder, network)
+    if training.data is not None and any(method.trains for method, _ in wanted):  # once: what is given may be read only once
+        training = replace(training, data=batches_of(training.data))
     case = Case(network, network.model, described, Split.of(split), training, asked.seed, on_event)
+    trial = trial_of(case)
+    for method, options in wanted:  # what a method cannot do is known before hours of simulation
+        method.check(options, trial)
     with timed(run, "before"):
         before = simulate(case.mapped(), network.evaluate, digital=network.model, file=folder and folder / "before.jsonl", **looks)
     with timed(run, "methods"):
