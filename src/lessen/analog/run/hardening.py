@@ -11,7 +11,7 @@ from typing import Any
 from lessen.analog.chip import Chip
 from lessen.analog.described import chip_of
 from lessen.analog.mapping import Split
-from lessen.analog.robust.applied import named, parse
+from lessen.analog.robust.applied import Named, named, parse
 from lessen.analog.robust.case import Case, Training
 from lessen.analog.robust.needs import trial_of
 from lessen.analog.run.job import CONTEXT, Model, check, costs_of, fill, finished, known, name_of, started, timed
@@ -76,9 +76,7 @@ def hardened(
     if training.data is not None and any(method.trains for method, _ in wanted):  # once: what is given may be read only once
         training = replace(training, data=batches_of(training.data))
     case = Case(network, network.model, described, Split.of(split), training, asked.seed, on_event)
-    trial = trial_of(case)
-    for method, options in wanted:  # what a method cannot do is known before hours of simulation
-        method.check(options, trial)
+    _checked(case, wanted)
     with timed(run, "before"):
         before = simulate(case.mapped(), network.evaluate, digital=network.model, file=folder and folder / "before.jsonl", **looks)
     with timed(run, "methods"):
@@ -101,6 +99,13 @@ def hardened(
     if folder is not None and case.changed:
         run.notes.append(_kept(case, folder))
     return finished(run, out)
+
+
+def _checked(case: Case, wanted: Sequence[tuple[Named, Any]]) -> None:
+    """Refuse what a method cannot do: between here and the method lie hours of simulation."""
+    trial = trial_of(case)
+    for method, options in wanted:
+        method.check(options, trial)
 
 
 def _kept(case: Case, folder: Path) -> str:
