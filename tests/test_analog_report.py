@@ -65,6 +65,17 @@ def test_what_a_page_tells_is_what_was_found(runs: dict[str, Path]):
     assert "front-wide" in search and "Quality over time" not in search
 
 
+def test_writes_are_told_where_weights_do_not_stay(runs: dict[str, Path]):
+    run = record(runs["cost"])
+    assert not [row for row in facts.cost_table(run).rows if "writes" in row[0]]
+    run["costs"]["inference"]["summary"] |= {"segments": 2, "device_writes": 3e6, "worn_after": 5e4}
+    assert ("writes of devices in an inference (which wear them out after 50,000 of them)", "3.00 M", "", "") in facts.cost_table(run).rows
+    run["costs"]["inference"]["summary"]["worn_after"] = None
+    assert ("writes of devices in an inference", "3.00 M", "", "") in facts.cost_table(run).rows
+    del run["costs"]["inference"]["summary"]["device_writes"]  # a record of an earlier version
+    assert not [row for row in facts.cost_table(run).rows if "writes" in row[0]]
+
+
 def test_designs_that_make_no_chip_are_told_with_their_reason(runs: dict[str, Path]):
     run = record(runs["explore"])  # a pair of devices does not lie on one column
     assert {r["choices"]["array"] for r in run["exploration"]["refused"]} == {"Array(rows=1, columns=1)"}

@@ -17,6 +17,7 @@ from lessen.analog.cost.macro import per_mac, tops_per_mm2
 from lessen.analog.cost.model import cost
 from lessen.analog.cost.place import place
 from lessen.analog.cost.tile import mean_share, read_pj
+from lessen.analog.devices.wear import Use
 from lessen.analog.encoding import Differential, Offset, Sliced
 from lessen.analog.mapping import Split
 from lessen.analog.periphery import Adc, Dac
@@ -182,6 +183,25 @@ def test_a_chip_too_small_writes_its_weights_again_and_again():
     shared = cost([WIDE, SMALL], tight, batch=100)
     assert shared.energy.loading == pytest.approx(written / 100)
     assert shared.interval_ns == pytest.approx(500 + 150 + 1280)
+
+
+def test_what_is_written_for_each_inference_wears_devices_out():
+    roomy, use = cost([WIDE, SMALL], CHIP), Use(endurance=1e6, pulses=5.0)
+    assert (roomy.device_writes, roomy.worn_after, roomy.summary["device_writes"]) == (0, None, 0)
+    assert "writes" not in roomy.table()
+    tight = replace(CHIP, system=replace(CHIP.system, tiles=6), use=use)
+    found = cost([WIDE, SMALL], tight)
+    assert found.device_writes == (WIDE.weights + SMALL.weights) * 2  # a pair of devices for each weight
+    assert found.worn_after == 1e6 / (5 * 2)  # both segments are written on the first tile
+    assert (found.summary["device_writes"], found.summary["worn_after"]) == (found.device_writes, 1e5)
+    assert found.table().splitlines()[-1].endswith("device writes an inference, which wear devices out after 1e+05 inferences")
+    shared = cost([WIDE, SMALL], tight, batch=100)
+    assert (shared.device_writes, shared.worn_after) == (found.device_writes / 100, 1e7)
+    for_ever = cost([WIDE, SMALL], replace(tight, use=Use()))  # exact cells are no devices that wear
+    assert for_ever.worn_after is None and for_ever.device_writes == found.device_writes
+    assert json.loads(json.dumps(for_ever.to_json(), allow_nan=False))["worn_after"] is None
+    offset = cost([WIDE, SMALL], replace(tight, encoding=Offset(), system=replace(CHIP.system, tiles=4)))  # 64 weight columns a tile
+    assert offset.device_writes == WIDE.weights + SMALL.weights + 4 * 50 + 64  # and a reference column on every tile
 
 
 def test_a_layer_larger_than_the_chip_is_refused_with_a_remedy():

@@ -105,3 +105,28 @@ def test_reads_move_what_a_mapped_network_computes():
 def test_use_stands_in_a_chip_file():
     chip = replace(preset("nor-wtm2101"), use=Use(reads_a_second=10.0, endurance=1e4))
     assert chipfile.loads(chipfile.dumps(chip)) == chip
+
+
+@pytest.mark.parametrize("ratio", [0.25, 1.0, 3.0])
+def test_a_tolerance_says_how_many_pulses_a_value_takes(ratio: float):
+    device, use = Gaussian(written=0.02), Use(tolerance_us=0.5 * ratio, pulses=7.0, updates_a_second=2.0, endurance=1e6)  # 0.5 uS of 25
+    # The deviation of 16,384 samples is right to 1 / sqrt(2 n) = 0.55 %, and so are the pulses where they go with its inverse.
+    assert use.pulses_of(device) == pytest.approx(float(expected_pulses(torch.tensor(0.5), 0.5 * ratio)), rel=0.02)
+    counted = verified(device, torch.full((20_000,), 12.5), 0.5 * ratio, torch.Generator().manual_seed(1))[1]
+    assert use.pulses_of(device) == pytest.approx(float(counted.double().mean()), rel=0.04)  # standard error of the count: up to 0.7 %
+    assert use.life_seconds(device) == pytest.approx(1e6 / (2 * use.pulses_of(device)))
+    assert replace(use, tolerance_us=None).pulses_of(device) == 7.0
+
+
+def test_a_description_says_how_many_pulses_a_value_takes():
+    chip = preset("rram-milo")
+    assert derived(chip)["pulses for a value"] == "1 as stated"
+    found = derived(replace(chip, use=Use(tolerance_us=1.0)))
+    pulses, why = found["pulses for a value"].split(" ", 1)
+    assert float(pulses) > 1 and why == "on average, to be within 1 uS in the middle of the range"
+    years = float(found["endurance"].split(": ")[1].split(" ")[0].replace(",", ""))
+    assert years == pytest.approx(1e6 / 365 / float(pulses), rel=0.01)  # written once a day; pulses are shown to three digits
+    assert chipfile.loads(chipfile.dumps(replace(chip, use=Use(tolerance_us=1.0)))).use.tolerance_us == 1.0
+    for wrong in (0.0, -1.0, math.inf, math.nan):
+        with pytest.raises(UsageError, match="tolerance_us"):
+            Use(tolerance_us=wrong)

@@ -102,13 +102,16 @@ def derived(chip: Chip) -> dict[str, str]:
 def _of_use(chip: Chip) -> dict[str, str]:
     """What writing and reading do to the devices."""
     worn, year = chip.use.of(chip.device), 365 * 86400
+    pulses, tolerance = chip.use.pulses_of(chip.device), chip.use.tolerance_us
+    why = "as stated" if tolerance is None else f"on average, to be within {tolerance:g} uS in the middle of the range"
+    found = {"pulses for a value": f"{pulses:.3g} {why}"}
     if not isfinite(worn.endurance):
-        return {}
+        return found
     whose = ", an order of magnitude" if chip.use.endurance is None else ""
     life, rate = chip.use.life_seconds(chip.device), "as often as stated"
     if not isfinite(life):
-        life, rate = worn.lifetime_seconds(chip.use.pulses, 1 / 86400), "once a day"
-    found = {"endurance": f"{worn.endurance:.0e} pulses{whose}: {life / year:,.4g} years if every value is written {rate}"}
+        life, rate = worn.lifetime_seconds(pulses, 1 / 86400), "once a day"
+    found["endurance"] = f"{worn.endurance:.0e} pulses{whose}: {life / year:,.4g} years if every value is written {rate}"
     found["read disturb"] = f"{worn.disturb:.1%} a decade of reads beyond {worn.onset:.0e}" if worn.disturb else "none known"
     if worn.disturb and chip.use.reads_a_second:
         moved = worn.disturb * log10(1 + chip.use.reads_a_second * year / worn.onset)

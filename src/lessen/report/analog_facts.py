@@ -151,6 +151,9 @@ def cost_table(run: Run) -> Table:
             (f"its latency, µs (then one every {number(s['interval_us'])})", number(s["latency_us"]), "", number(s["baseline_latency_us"])),
             ("TOPS/W", number(s["chip_tops_per_watt"]), number(s["macro_tops_per_watt"]), number(s["baseline_tops_per_watt"])),
         ]
+        if s["segments"] > 1 and "device_writes" in s:  # which older records do not have
+            worn = "" if s["worn_after"] is None else f" (which wear them out after {number(s['worn_after'])} of them)"
+            rows.append((f"writes of devices in {_article(what).lower()} {what}{worn}", count(s["device_writes"]), "", ""))
         if what == "prompt" and run["context"]:
             each = [joules(v / run["context"]) for v in (1e6 * s["energy_uj"], macro, 1e6 * s["baseline_energy_uj"])]
             rows.append((f"energy of a token of the prompt ({run['context']})", *each))

@@ -10,7 +10,9 @@ then has. One inference passes through the layers one after the other; as a pipe
 Tiles. Without `System.tiles` the chip has as many as the network needs. With more than that, copies of the slowest layers take the rest:
 a layer with R replicas serves R vectors at once, and a copy goes to the slowest layer as long as its tiles fit. With fewer, the network is
 cut into segments that fit, one after the other, and all weights are written again for every inference (or for every `batch` of them): a
-number that shows what such a chip is not made for. Only a layer that alone is larger than the chip is refused.
+number that shows what such a chip is not made for. Devices that all segments share are written once for each of them, with as many pulses
+as `Use` tells, and so wear out after a number of inferences (no levelling of wear is assumed). Only a layer that alone is larger than the
+chip is refused.
 
 Figures count two operations for a multiply-accumulate. Leakage, control, clock trees, input and output of the chip, and activation
 memories beyond those of the tiles are not in the model.
@@ -19,7 +21,7 @@ memories beyond those of the tiles are not in the model.
 import heapq
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields, replace
-from math import ceil
+from math import ceil, isfinite
 
 from torch import Tensor
 
@@ -86,8 +88,10 @@ def cost(
         baseline = sum(digital.energy_pj(shape, figures, all_kib))
         if there:
             made = _on_tiles(shape, chip, weights.get(shape.name), adc, copies.get(shape.name, 1))
-            loading = loading_pj(shape, chip) / batch if len(segments) > 1 else 0.0
-            found.append(replace(made, energy=replace(made.energy, loading=loading), baseline_pj=baseline))
+            if len(segments) > 1:
+                energy = replace(made.energy, loading=loading_pj(shape, chip) / batch)
+                made = replace(made, energy=energy, writes=place(shape, chip).devices / batch)
+            found.append(replace(made, baseline_pj=baseline))
         else:
             arithmetic, memory = replace(digital, weights="sram").energy_pj(shape, figures, rest_kib)
             ns = replace(digital, weights="sram").latency_ns(shape, clock)
@@ -102,7 +106,8 @@ def cost(
         area_um2=sum(digital.area_um2(figures, all_kib)),
         weights=digital.weights,
     )
-    return Cost(chip.name, tuple(found), area, tiles, len(segments), latency, interval, beside)
+    worn = _worn_after(chip, len(segments), batch)
+    return Cost(chip.name, tuple(found), area, tiles, len(segments), latency, interval, beside, worn)
 
 
 def _lies_on(mapped: Mapped, shape: LayerShape) -> bool:
@@ -156,6 +161,12 @@ def _segments(analog: Sequence[LayerShape], chip: Chip) -> list[list[LayerShape]
         parts[-1].append(shape)
         left -= needed
     return parts
+
+
+def _worn_after(chip: Chip, segments: int, batch: int) -> float | None:
+    """Inferences until devices that every segment is written on are worn out."""
+    endurance = chip.use.of(chip.device).endurance
+    return endurance * batch / (chip.use.pulses_of(chip.device) * segments) if segments > 1 and isfinite(endurance) else None
 
 
 def _replicas(analog: Sequence[LayerShape], chip: Chip, adc: AdcModel | None) -> dict[str, int]:

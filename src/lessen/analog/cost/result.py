@@ -82,6 +82,7 @@ class LayerCost:
         latency_ns: from its first input to its last output.
         busy_ns: how long it keeps its tiles from the next inference.
         baseline_pj: of the same layer on the digital int8 accelerator.
+        writes: of devices in each inference; 0 where weights stay.
     """
 
     name: str
@@ -96,6 +97,7 @@ class LayerCost:
     latency_ns: float
     busy_ns: float
     baseline_pj: float
+    writes: float = 0.0
 
     @property
     def fj_a_mac(self) -> float:
@@ -132,6 +134,7 @@ class Cost:
         latency_ns: of one inference.
         interval_ns: between two of them, layers working as a pipeline.
         baseline: the digital accelerator beside it.
+        worn_after: inferences until the devices that every segment is written on are worn out; None: never, or nobody knows when.
     """
 
     chip: str
@@ -142,6 +145,12 @@ class Cost:
     latency_ns: float
     interval_ns: float
     baseline: Baseline
+    worn_after: float | None = None
+
+    @property
+    def device_writes(self) -> float:
+        """Devices that are written in an inference, each as often as it is; 0 where weights stay."""
+        return sum(layer.writes for layer in self.layers)
 
     @property
     def energy(self) -> Energy:
@@ -187,7 +196,7 @@ class Cost:
         return sum(layer.utilisation * layer.tiles * layer.replicas for layer in self.layers) / held if held else 0.0
 
     @property
-    def summary(self) -> dict[str, float]:
+    def summary(self) -> dict[str, float | None]:
         """The figures that a comparison needs, units in their names."""
         return {
             "energy_uj": self.energy_pj * 1e-6,
@@ -198,6 +207,8 @@ class Cost:
             "analog_share": self.analog_share,
             "tiles": self.tiles,
             "segments": self.segments,
+            "device_writes": self.device_writes,
+            "worn_after": self.worn_after,
             "utilisation": self.utilisation,
             "macro_tops_per_watt": self.macro_tops_per_watt,
             "chip_tops_per_watt": self.chip_tops_per_watt,
@@ -208,7 +219,7 @@ class Cost:
         }
 
     def table(self) -> str:
-        """Layers in lines, for a terminal."""
+        """Layers in lines, for a terminal; what is written in an inference below, if anything."""
         heads = ("layer", "where", "tiles", "used", "MMAC", "uJ", "ADC", "fJ/MAC", "us", "digital uJ")
         rows = [
             (
@@ -228,6 +239,9 @@ class Cost:
         widths = [max(len(row[i]) for row in [heads, *rows]) for i in range(len(heads))]
         lines = ["  ".join(cell.ljust(w) if i < 2 else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True)))
                  for row in [heads, *rows]]  # fmt: skip
+        if self.segments > 1:
+            worn = "" if self.worn_after is None else f", which wear devices out after {self.worn_after:.3g} inferences"
+            lines.append(f"in {self.segments} segments: {self.device_writes:.3g} device writes an inference{worn}")
         return "\n".join(line.rstrip() for line in lines)
 
     def to_json(self) -> dict[str, Any]:

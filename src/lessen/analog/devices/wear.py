@@ -22,6 +22,8 @@ from lessen.analog.devices.rram import CmoRRAM, MiloRRAM, WanCubicRRAM, WanRRAM
 from lessen.core.strict import check_fields
 from lessen.errors import LessenError, UsageError
 
+_SAMPLES = 2**14  # devices from which the error of a pulse is told, to half a per cent
+
 
 @dataclass(frozen=True)
 class Wear:
@@ -84,16 +86,20 @@ class Use:
     updates_a_second: float = 0.0
     """How often every value is written anew; 0: once."""
     pulses: float = 1.0
-    """That writing a value takes, verification included."""
+    """That writing a value takes, verification included, where no tolerance is stated."""
     endurance: float | None = None
     """Pulses that a device survives; None: the order of magnitude of its family (`wear`)."""
     disturb: float | None = None
     """Change of the conductance for each decade of reads, as a share; None: that of the family."""
     onset: float | None = None
     """Reads before which nothing is seen; None: that of the family."""
+    tolerance_us: float | None = None
+    """Error in microsiemens with which write-verify accepts a value; pulses follow from it (`expected_pulses`). None: `pulses`, as stated."""
 
     def __post_init__(self) -> None:
         check_fields(self)
+        if self.tolerance_us is not None and not 0 < self.tolerance_us < math.inf:
+            raise UsageError("Use", got=f"tolerance_us={self.tolerance_us:g}", wanted="an error above 0, or none")
         if not (0 <= self.reads_a_second < math.inf and 0 <= self.updates_a_second < math.inf and 1 <= self.pulses < math.inf):
             got = f"reads_a_second={self.reads_a_second:g}, updates_a_second={self.updates_a_second:g}, pulses={self.pulses:g}"
             raise UsageError("Use", got=got, wanted="rates of at least 0 and at least one pulse")
@@ -109,13 +115,28 @@ class Use:
         suffers = self.of(device)
         return suffers.disturbed(conductance, self.reads_a_second * seconds) if self.reads_a_second and suffers.disturb else conductance
 
+    def pulses_of(self, device: Device) -> float:
+        """That writing a value in the middle of a device's range takes.
+
+        With a tolerance, `Device.program` is taken for one pulse and its error for normal. Most fits describe cells that were verified
+        already: what follows is then how often such a procedure has to be begun again.
+
+        >>> Use(pulses=5).pulses_of(NorFlash()), Use(tolerance_us=1.0).pulses_of(Device())
+        (5.0, 1.0)
+        """
+        if self.tolerance_us is None:
+            return float(self.pulses)
+        target = torch.full((_SAMPLES,), (device.g_min + device.g_max) / 2)
+        errors = device.program(target, torch.Generator().manual_seed(0)).conductance - target
+        return float(expected_pulses(errors.double().square().mean().sqrt(), self.tolerance_us))
+
     def life_seconds(self, device: Device) -> float:
         """Until its updates have worn a device out.
 
         >>> Use(updates_a_second=1.0).life_seconds(NorFlash())
         100000.0
         """
-        return self.of(device).lifetime_seconds(self.pulses, self.updates_a_second)
+        return self.of(device).lifetime_seconds(self.pulses_of(device), self.updates_a_second)
 
 
 def expected_pulses(sigma: Tensor, tolerance: float) -> Tensor:
