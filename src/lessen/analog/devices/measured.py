@@ -1,26 +1,23 @@
 """A device from measurements: what your chip does, in place of what a paper's did.
 
-A table of reads, one a line, says which device was meant to have which conductance and what it had when:
+`devices.levels` takes from a table what the devices of each level of targets showed; here polynomials in x = target / g_max, in
+microsiemens, go through these figures, and make a device:
 
-    target_us,seconds,conductance_us,device
-    5.0,20,5.31,0
-    5.0,20,5.28,0          a device read more than once at a time shows the noise of reading
-    5.0,3600,4.97,0        and at more than one time, its drift
+    written     g_P = max(0, target + b(x) + sigma(x) n)
+    drift       g_D = g_P (t / t0)^(-nu),  nu = mu(x) + s(x) n'            n' drawn once: every device has its own exponent
+    read noise  sigma_read = sigma_r(g_P / g_max) g_D / g_P sqrt(1 + growth ln(t / t0))
 
-With x = target / g_max, in microsiemens, fitted in this order:
+t0 is the first time of the table. Noise is a share of what a device conducts, so it fades with drift and grows with the logarithm of time.
+Where a device conducts more than was programmed (reads have disturbed it, or it drifts upward), the noise is that of what it conducts.
 
-    read     sigma_r(x)      deviation of reads of one device at one time around their mean
-    written  b(x) + sigma(x) mean and deviation of a device's first mean from its target, the part of reading taken out
-    drift    nu(x), s(x)     g = g_P (t / t0)^(-nu) for each device by least squares in logarithms; its scatter less what reading explains
+The degree is the data's: the lowest up to 5 whose distance from the figures is no more than their standard errors explain (chi-square per
+degree of freedom at most 2), so that neither a bend is missed nor noise followed. `Fit.misfit` says how far the worst level is off.
+Outside of the targets that were measured, figures are held at the nearest that was: a polynomial says nothing there.
 
-Targets are gathered into levels (those that there are, or at most 16 groups of near ones). Each level gives a figure after values beyond
-4.5 robust deviations (1.4826 median absolute deviations) are left out; polynomials go through the figures, weighted by how well each is
-known. Drift needs conductances above zero, so devices that were ever read at or below it are left out of nu; the fit counts them.
-
-Method: least squares and robust trimming are textbook; the model is that of Nandakumar et al. 2019 (`devices.pcm`) with free polynomials.
+Method: least squares by standard errors is textbook; the laws are those of Nandakumar et al. 2019 (`devices.pcm`) with free polynomials and
+a growth that is fitted. Ours: the choice of the degree.
 """
 
-import csv
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,22 +25,22 @@ from typing import ClassVar
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from lessen.analog.devices.device import Cells, Device
 from lessen.analog.devices.laws import decay, polynomial
+from lessen.analog.devices.levels import QUANTITIES, Array, Level, levels, read
 from lessen.analog.tiles.streams import normal
 from lessen.errors import UsageError
 
-COLUMNS = ("target_us", "seconds", "conductance_us", "device")
-"""What a table of measurements has; more columns are ignored."""
-LEVELS = 16
-"""Groups of targets at most."""
-LEAST = 8
-"""Devices of a level at least."""
-
-Array = NDArray[np.float64]
+DEGREE = 5
+"""Highest degree that is chosen."""
+EXPLAINED = 2.0
+"""Chi-square per degree of freedom up to which standard errors explain a distance."""
+FINE = 1e-3
+"""Share of the largest figure below which a standard error is nobody's concern."""
+MISFIT = 4.0
+"""Standard errors from which a polynomial is said to miss its figures."""
 
 
 @dataclass(frozen=True)
@@ -59,9 +56,13 @@ class Measured(Device):
     exponent_spread: tuple[float, ...] = (0.0,)
     """Its deviation from device to device."""
     reading: tuple[float, ...] = (0.0,)
-    """Deviation of one read, in powers of the conductance that is read over g_max."""
+    """Deviation of one read at the first time, in powers of the conductance over g_max."""
+    growth: float = 0.0
+    """By how much the variance of a read grows, in parts of that at the first time, when time grows by a factor of e."""
     begins: float = 1.0
     """Seconds after programming of the first measurement."""
+    lowest: float = 0.0
+    """Lowest target that was measured, in microsiemens; below it, figures are held."""
 
     source: ClassVar[str] = "measurements"
 
@@ -74,15 +75,27 @@ class Measured(Device):
                 raise UsageError("Measured", got=f"{name}={values}", wanted="coefficients that are numbers, one at least")
         if not 0 < self.begins < math.inf:
             raise UsageError("Measured", got=f"begins={self.begins:g}", wanted="a first time above 0")
+        if not 0 <= self.growth < math.inf:
+            raise UsageError("Measured", got=f"growth={self.growth:g}", wanted="at least 0: noise does not fade but with its conductance")
+        if not 0 <= self.lowest < self.g_max:
+            raise UsageError("Measured", got=f"lowest={self.lowest:g}", wanted=f"0 to below g_max = {self.g_max:g} uS")
         object.__setattr__(self, "first", self.begins)  # the first time of other kinds is one for all of them
+
+    def figure(self, name: str, conductance: Tensor) -> Tensor:
+        """Value of a polynomial, held outside of what was measured.
+
+        Args:
+            name: of its field.
+            conductance: target, or what was programmed for `reading`, in microsiemens.
+        """
+        return polynomial(getattr(self, name), (conductance / self.g_max).clamp_(self.lowest / self.g_max, 1.0))
 
     def program(self, target: Tensor, generator: torch.Generator) -> Cells:
         self.check_target(target)
-        x = target / self.g_max
-        spread = polynomial(self.written, x).clamp_(min=0)
-        written = normal(target, generator).mul_(spread).add_(target).add_(polynomial(self.bias, x)).clamp_(min=0)
-        scatter = polynomial(self.exponent_spread, x).clamp_(min=0)
-        return Cells(written, normal(target, generator).mul_(scatter).add_(polynomial(self.exponent, x)))
+        spread = self.figure("written", target).clamp_(min=0)
+        written = normal(target, generator).mul_(spread).add_(target).add_(self.figure("bias", target)).clamp_(min=0)
+        scatter = self.figure("exponent_spread", target).clamp_(min=0)
+        return Cells(written, normal(target, generator).mul_(scatter).add_(self.figure("exponent", target)))
 
     def drifted(self, cells: Cells, seconds: float) -> Tensor:
         self.check_time(seconds)
@@ -90,21 +103,16 @@ class Measured(Device):
 
     def read_sigma(self, conductance: Tensor, seconds: float, programmed: Tensor | None = None) -> Tensor | None:
         self.check_time(seconds)
-        return polynomial(self.reading, conductance / self.g_max).clamp_(min=0) if any(self.reading) else None
-
-
-@dataclass(frozen=True)
-class Level:
-    """What the devices of one target showed, and the mean conductance at which their reads were compared; NaN: the table does not say."""
-
-    target: float
-    seen: float
-    devices: int
-    written: float
-    bias: float
-    reading: float
-    exponent: float
-    exponent_spread: float
+        if not any(self.reading):
+            return None
+        if programmed is None:
+            programmed = conductance
+            for _ in range(2):  # the exponent depends on what is looked for, but weakly
+                programmed = decay(conductance, -self.figure("exponent", programmed), seconds, self.begins)
+        state, least = torch.maximum(programmed, conductance), 1e-7 * self.g_max  # a device that is off has all of its noise
+        left = (conductance + least).div_(state + least)
+        rise = math.sqrt(1 + self.growth * math.log(seconds / self.begins))
+        return self.figure("reading", state).clamp_(min=0).mul_(left).mul_(rise)
 
 
 @dataclass(frozen=True)
@@ -115,11 +123,27 @@ class Fit:
         device: ready for a `Chip`.
         levels: a figure for each level of targets.
         left_out: devices without a drift exponent, since they were read at or below zero.
+        misfit: largest distance of a polynomial from its figures, in standard errors, by the polynomial's name.
     """
 
     device: Measured
     levels: tuple[Level, ...]
     left_out: int
+    misfit: dict[str, float]
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What to know before this device is trusted, a line each."""
+        notes = [
+            f"{name}: the polynomial of degree {len(getattr(self.device, name)) - 1} is {away:.0f} standard errors off the worst level"
+            for name, away in self.misfit.items()
+            if away > MISFIT
+        ]
+        if self.device.lowest > 0:
+            notes.append(f"no target below {self.device.lowest:.3g} uS was measured: figures are held there")
+        if self.left_out:
+            notes.append(f"{self.left_out} devices read at or below zero are left out of drift")
+        return tuple(notes)
 
     def plot(self, path: str | Path) -> None:
         """Draw figures and polynomials (SVG, PNG, PDF by the ending); needs the extra `report`."""
@@ -128,17 +152,24 @@ class Fit:
         except ImportError:
             remedy = "pip install lessen[report]"
             raise UsageError("plot of a fit", got="no matplotlib", wanted="it for drawing", remedy=remedy) from None
-        device, x = self.device, torch.linspace(0, 1, 101, dtype=torch.float64)
-        figure = Figure(figsize=(11, 3.2), layout="constrained")
+        device = self.device
+        x = torch.linspace(device.lowest, device.g_max, 101, dtype=torch.float64)
+        figure = Figure(figsize=(14, 3.2 + 0.2 * len(self.notes)), layout="constrained")
+        if self.notes:
+            figure.suptitle("\n".join(self.notes), fontsize=8)
         parts = (
-            ("deviation when written, uS", "written", device.written),
-            ("drift exponent", "exponent", device.exponent),
-            ("deviation of a read, uS", "reading", device.reading),
+            ("deviation when written, uS", "written"),
+            ("drift exponent", "exponent"),
+            ("deviation of drift exponent", "exponent_spread"),
+            ("deviation of a read, uS", "reading"),
         )
-        for axes, (title, name, coefficients) in zip(figure.subplots(1, 3), parts, strict=True):
-            where = [level.seen if name == "reading" else level.target for level in self.levels]
-            axes.plot(where, [getattr(level, name) for level in self.levels], "o", color="#1f6f8b", label="measured")
-            axes.plot((x * device.g_max).numpy(), polynomial(coefficients, x).numpy(), color="#c8553d", label="fit")
+        for axes, (title, name) in zip(figure.subplots(1, 4), parts, strict=True):
+            where = [_place(level, name) for level in self.levels]
+            known, error = (
+                [part[name] for part in parts] for parts in zip(*((item.values, item.errors) for item in self.levels), strict=True)
+            )
+            axes.errorbar(where, known, error, fmt="o", color="#1f6f8b", label="measured")
+            axes.plot(x.numpy(), device.figure(name, x).numpy(), color="#c8553d", label="fit")
             axes.set(title=title, xlabel="conductance, uS" if name == "reading" else "target, uS", ylim=(0, None))
             axes.legend(frameon=False)
         path = Path(path)
@@ -152,13 +183,13 @@ class Fit:
             raise UsageError(str(path), got=(error.strerror or str(error)).lower(), wanted="a file that can be written") from None
 
 
-def from_measurements(path: str | Path, *, degree: int = 2, plot: str | Path | None = None) -> Measured:
+def from_measurements(path: str | Path, *, degree: int | None = None, plot: str | Path | None = None) -> Measured:
     """The device that a table of measurements describes.
 
     Args:
         path: CSV with the columns target_us, seconds, conductance_us, device.
-        degree: of the polynomials; lower where there are few levels.
-        plot: where to draw the fit.
+        degree: of the polynomials, less where there are few levels; None: what the standard errors of the figures ask for, up to 5.
+        plot: where to draw the fit, with its notes.
 
     Raises:
         UsageError: a column is missing, a value is no number or negative, or there are too few points.
@@ -169,185 +200,60 @@ def from_measurements(path: str | Path, *, degree: int = 2, plot: str | Path | N
     return found.device
 
 
-def fit(path: str | Path, *, degree: int = 2) -> Fit:
-    """As `from_measurements`, with the figures behind the polynomials."""
-    if not 0 <= degree <= 6:
+def fit(path: str | Path, *, degree: int | None = None) -> Fit:
+    """As `from_measurements`, with the figures behind the polynomials, and what to know of the fit."""
+    if degree is not None and not 0 <= degree <= 6:
         raise UsageError("fit of measurements", got=f"degree={degree}", wanted="0 to 6")
-    target, seconds, conductance, device = _table(Path(path))
-    g_max, first = float(target.max()), float(seconds.min())
-    chips, where = np.unique(np.column_stack([device.astype(np.float64), target]), axis=0, return_inverse=True)
-    level = _levels(chips[:, 1], str(path))
-    means, noise, freedom = _reads(where.ravel(), seconds, conductance)
-    start = np.full(len(chips), np.nan)
-    count = np.ones(len(chips))
-    for (chip, time), (mean, reads) in means.items():
-        if time == first:
-            start[chip], count[chip] = mean, reads
-    total = np.bincount(where.ravel(), conductance) / np.bincount(where.ravel())
-    per_device = np.divide(noise, freedom, out=np.full(len(chips), np.nan), where=freedom > 0)
-    slope, error = _slopes(len(chips), means, per_device)
-    levels = [
-        _level(level == i, (chips[:, 1], start, count), (total, noise, freedom), (slope, error), str(path)) for i in range(level.max() + 1)
-    ]
-    weight = np.array([math.sqrt(item.devices) for item in levels])
-
-    def through(name: str) -> tuple[float, ...]:
-        x = np.array([item.seen if name == "reading" else item.target for item in levels]) / g_max
-        y = np.array([getattr(item, name) for item in levels])
-        known = np.isfinite(y)
-        if not known.any():
-            return (0.0,)
-        power = min(degree, int(known.sum()) - 1)
-        return tuple(float(c) for c in np.polynomial.polynomial.polyfit(x[known], y[known], power, w=weight[known]))
-
-    made = Measured(
+    reads = read(Path(path))
+    found, growth, left_out = levels(reads, str(path))
+    g_max = float(reads.target.max())
+    made: dict[str, tuple[float, ...]] = {}
+    misfit: dict[str, float] = {}
+    for name in QUANTITIES:
+        x = np.array([_place(level, name) for level in found]) / g_max
+        y, error = (np.array([part[name] for part in parts]) for parts in zip(*((item.values, item.errors) for item in found), strict=True))
+        made[name], misfit[name] = through(x, y, error, degree)
+    device = Measured(
         g_max=g_max,
-        written=through("written"),
-        bias=through("bias"),
-        exponent=through("exponent"),
-        exponent_spread=through("exponent_spread"),
-        reading=through("reading"),
-        begins=first,
+        written=made["written"],
+        bias=made["bias"],
+        exponent=made["exponent"],
+        exponent_spread=made["exponent_spread"],
+        reading=made["reading"],
+        growth=growth,
+        begins=float(reads.times[0]),
+        lowest=float(reads.target.min()),
     )
-    drifting = any(math.isfinite(item.exponent) for item in levels)
-    return Fit(made, tuple(levels), int((~np.isfinite(slope)).sum()) if drifting else 0)
+    return Fit(device, tuple(found), left_out, misfit)
 
 
-def _table(path: Path) -> tuple[Array, Array, Array, NDArray[np.int64]]:
-    """Columns of a table, checked."""
-    try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            rows = list(csv.DictReader(file))
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        got = getattr(error, "strerror", None) or str(error)
-        raise UsageError(str(path), got=got.lower(), wanted="a table of measurements in CSV") from None
-    missing = [name for name in COLUMNS if rows and name not in rows[0]]
-    if missing or not rows:
-        got = f"no column {missing[0]}" if missing else "no rows"
-        raise UsageError(str(path), got=got, wanted=f"columns {', '.join(COLUMNS)} and a row for each read")
-    columns: list[Array] = []
-    for name in COLUMNS[:3]:
-        values = np.empty(len(rows))
-        for i, row in enumerate(rows):
-            try:
-                values[i] = float(row[name] or "nan")
-            except ValueError:
-                values[i] = math.nan
-            least = 0.0 if name != "conductance_us" else -math.inf  # an amplifier's offset may read a little below zero
-            if not (math.isfinite(values[i]) and values[i] >= least) or (name == "seconds" and values[i] == 0):
-                wanted = {"seconds": "a number above 0", "target_us": "a number of at least 0"}.get(name, "a number")
-                raise UsageError(f"{path}:{i + 2}", got=f"{name} = {row[name]!r}", wanted=wanted)
-        columns.append(values)
-    if columns[0].max() <= 0:
-        raise UsageError(str(path), got="no target above 0", wanted="conductances up to the highest that is used")
-    highest = float(columns[2][columns[0] == columns[0].max()].mean())
-    if highest <= 0:
-        raise UsageError(str(path), got=f"{highest:.3g} uS as mean of the highest target", wanted="conductances above 0, in microsiemens")
-    names = {name: i for i, name in enumerate(dict.fromkeys(row["device"] for row in rows))}
-    return columns[0], columns[1], columns[2], np.array([names[row["device"]] for row in rows])
-
-
-def _levels(target: Array, where: str) -> NDArray[np.int64]:
-    """Group of targets to which each device belongs."""
-    values, index = np.unique(target, return_inverse=True)
-    if len(values) > LEVELS:
-        order = np.argsort(np.argsort(target, kind="stable"), kind="stable")
-        index = order * LEVELS // len(target)
-    sizes = np.bincount(index.ravel())
-    if len(sizes) < 3 or sizes.min() < LEAST:
-        got = f"{len(sizes)} levels of targets with at least {sizes.min()} devices"
-        raise UsageError(where, got=got, wanted=f"3 levels or more with {LEAST} devices or more each")
-    return index.ravel()
-
-
-Means = dict[tuple[int, float], tuple[float, int]]
-
-
-def _reads(chip: NDArray[np.int64], seconds: Array, conductance: Array) -> tuple[Means, Array, Array]:
-    """Mean and number of reads of every device at every time; sums of squares around them, and their degrees of freedom, by device."""
-    both = np.column_stack([chip.astype(np.float64), seconds])
-    keys, index, counts = np.unique(both, axis=0, return_inverse=True, return_counts=True)
-    index = index.ravel()
-    mean = np.bincount(index, conductance) / counts
-    square = np.bincount(index, (conductance - mean[index]) ** 2)
-    owner = keys[:, 0].astype(np.int64)
-    means = {(int(c), float(t)): (float(m), int(n)) for (c, t), m, n in zip(keys, mean, counts, strict=True)}
-    return means, np.asarray(np.bincount(owner, square), np.float64), np.asarray(np.bincount(owner, counts - 1.0), np.float64)
-
-
-def _slopes(devices: int, means: Means, noise: Array) -> tuple[Array, Array]:
-    """Drift exponent of every device, and the variance that reading gives it; NaN where there is none to be had."""
-    series: list[list[tuple[float, float, int]]] = [[] for _ in range(devices)]
-    for (chip, time), (mean, reads) in means.items():
-        series[chip].append((time, mean, reads))
-    slope, error = np.full(devices, np.nan), np.full(devices, np.nan)
-    for chip, points in enumerate(series):
-        if len(points) < 2 or min(mean for _, mean, _ in points) <= 0:
-            continue
-        t, g = np.log([p[0] for p in points]), np.log([p[1] for p in points])
-        centred = t - t.mean()
-        spread = float(centred @ centred)
-        slope[chip] = -float(centred @ g) / spread
-        if math.isfinite(noise[chip]):
-            relative = np.array([noise[chip] / p[2] / p[1] ** 2 for p in points])
-            error[chip] = float((centred**2) @ relative) / spread**2
-        elif len(points) > 2:
-            rest = g - g.mean() + slope[chip] * centred
-            error[chip] = float(rest @ rest) / (len(points) - 2) / spread
-    return slope, error
-
-
-def _level(
-    mine: NDArray[np.bool_],
-    first: tuple[Array, Array, Array],
-    reads: tuple[Array, Array, Array],
-    drift: tuple[Array, Array],
-    where: str,
-) -> Level:
-    """Figures of the devices of one level.
+def through(x: Array, y: Array, error: Array, degree: int | None) -> tuple[tuple[float, ...], float]:
+    """A polynomial through figures with standard errors: its coefficients, and its largest distance from them in standard errors.
 
     Args:
-        mine: which devices these are.
-        first: target, mean of the reads at the first time, and their number, of every device.
-        reads: mean of all, sum of squares around the means at each time, and its degrees of freedom.
-        drift: exponent, and the variance that reading gives it.
-        where: to name in an error.
+        x: (figures,).
+        y: figures, NaN where there is none.
+        error: their standard errors.
+        degree: None for the lowest that is explained.
+
+    >>> through(np.arange(5.0), np.array([1.0, 3.0, 5.0, 7.0, 9.0]), np.full(5, 0.1), None)[0]
+    (1.0, 2.0)
     """
-    target, start, count = (values[mine] for values in first)
-    written = _trimmed(start - target)
-    if len(written) < LEAST:
-        got = f"{len(written)} devices of {float(target.mean()):g} uS at the first time"
-        raise UsageError(where, got=got, wanted=f"{LEAST} or more, measured at the same first time as all others")
-    # Deviations, not variances, are judged: those of two reads are skewed enough for honest ones to look wild.
-    known = _kept(np.sqrt(np.divide(reads[1], reads[2], out=np.full(len(mine), np.nan), where=reads[2] > 0)[mine]))
-    freedom = float(reads[2][mine][known].sum())
-    reading = math.sqrt(float(reads[1][mine][known].sum()) / freedom) if freedom else math.nan
-    own = float(written.var(ddof=1)) - (reading**2 * float((1 / count).mean()) if freedom else 0.0)
-    slopes, errors = _trimmed(drift[0][mine]), drift[1][mine]
-    explained = float(np.median(errors[np.isfinite(errors)])) if np.isfinite(errors).any() else 0.0
-    drifting = len(slopes) >= LEAST
-    return Level(
-        target=float(target.mean()),
-        seen=float(np.median(reads[0][mine])),
-        devices=int(mine.sum()),
-        written=math.sqrt(max(own, 0.0)),
-        bias=float(written.mean()),
-        reading=reading,
-        exponent=float(slopes.mean()) if drifting else math.nan,
-        exponent_spread=math.sqrt(max(float(slopes.var(ddof=1)) - explained, 0.0)) if drifting else math.nan,
-    )
+    known = np.isfinite(y)
+    if not known.any():
+        return (0.0,), 0.0
+    x, y = x[known], y[known]
+    error = np.maximum(error[known], FINE * float(np.abs(y).max()) or 1.0)
+    most = len(y) - 1
+    best, away = np.zeros(1), y / error
+    for power in range(min(DEGREE, most) + 1) if degree is None else (min(degree, most),):
+        best = np.polynomial.polynomial.polyfit(x, y, power, w=1 / error)
+        away = (y - np.polynomial.polynomial.polyval(x, best)) / error
+        if float(away @ away) <= EXPLAINED * (most - power):
+            break
+    return tuple(float(c) for c in best), float(np.abs(away).max())
 
 
-def _trimmed(values: Array) -> Array:
-    """Values that are kept."""
-    return values[_kept(values)]
-
-
-def _kept(values: Array) -> NDArray[np.bool_]:
-    """Which values are finite and within 4.5 robust deviations of the median."""
-    finite = np.isfinite(values)
-    if not finite.any():
-        return finite
-    away = np.abs(values - np.median(values[finite]))
-    width = 1.4826 * float(np.median(away[finite]))
-    return finite & (away <= 4.5 * width) if width > 0 else finite
+def _place(level: Level, name: str) -> float:
+    """Where a figure stands, in microsiemens: noise of reading belongs to what was written, the rest to what was wanted."""
+    return level.seen if name == "reading" else level.target

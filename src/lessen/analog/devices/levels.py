@@ -1,0 +1,291 @@
+"""From a table of reads to what the devices of each level of targets showed: the figures that `devices.measured` puts polynomials through.
+
+A table of reads, one a line, says which device was meant to have which conductance and what it had when:
+
+    target_us,seconds,conductance_us,device
+    5.0,20,5.31,0
+    5.0,20,5.28,0          a device read more than once at a time shows the noise of reading
+    5.0,3600,4.97,0        and at more than one time, its drift
+
+Targets are gathered into levels (those that there are, or at most 16 groups of near ones). In this order, for each level:
+
+    read     var(t) = v r(t)^2 (1 + growth ln(t / t0))      of reads of one device at one time around their mean; r(t): what drift has left
+    written  mean and variance of a device's first mean less its target, v / reads taken out
+    drift    nu by least squares in ln g over ln t for each device; mean, and variance less what var(t) gives it
+
+`growth` is one for the device and not negative, the likeliest (a sum of squares with m degrees of freedom is var chi^2_m). Why a logarithm:
+noise with a spectrum 1/f, seen since it began t ago in reads that take t_r, has as its variance the integral of df/f from 1/t to 1/t_r,
+ln(t / t_r). So growth = 1 / ln(t0 / t_r), and reads at several times tell it without t_r. Every figure has its standard error: of a
+variance from the fourth moment, sqrt((m4 - m2^2) / n). Values beyond 4.5 robust deviations (1.4826 median absolute deviations) are left
+out. Drift needs conductances above zero, so devices that were ever read at or below it are left out of nu; the fit counts them.
+
+Method: least squares, maximum likelihood and robust trimming are textbook; the model of drift and of 1/f noise is that of
+Nandakumar et al. 2019 (`devices.pcm`).
+"""
+
+import csv
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lessen.errors import UsageError
+
+COLUMNS = ("target_us", "seconds", "conductance_us", "device")
+"""What a table of measurements has; more columns are ignored."""
+LEVELS = 16
+"""Groups of targets at most."""
+LEAST = 8
+"""Devices of a level at least."""
+GROWTHS = np.concatenate([[0.0], np.geomspace(1e-4, 100, 2801)])
+"""Growths of the noise that are tried, half a percent apart."""
+
+Array = NDArray[np.float64]
+Whole = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Level:
+    """What the devices of one target showed; NaN: the table does not say.
+
+    Attributes:
+        target: mean of the targets, in microsiemens.
+        seen: mean conductance at the first time, in microsiemens.
+        devices: how many.
+        values: of `QUANTITIES`, by name, deviations and bias in microsiemens.
+        errors: standard errors of these.
+    """
+
+    target: float
+    seen: float
+    devices: int
+    values: dict[str, float]
+    errors: dict[str, float]
+
+
+QUANTITIES = ("written", "bias", "exponent", "exponent_spread", "reading")
+"""What a level has a figure of."""
+
+
+@dataclass(frozen=True)
+class Reads:
+    """A table by device and time, with NaN where a device was not read at a time.
+
+    Attributes:
+        target: microsiemens, (devices,).
+        times: seconds, ascending, (times,).
+        mean: of the reads, in microsiemens, (devices, times).
+        count: of the reads.
+        square: sum of squared deviations from the mean.
+    """
+
+    target: Array
+    times: Array
+    mean: Array
+    count: Array
+    square: Array
+
+
+def read(path: Path) -> Reads:
+    """A table, checked.
+
+    Raises:
+        UsageError: a column is missing, or a value is no number or negative.
+    """
+    target, seconds, conductance, device = _table(path)
+    chips, chip = np.unique(np.column_stack([device.astype(np.float64), target]), axis=0, return_inverse=True)
+    times, time = np.unique(seconds, return_inverse=True)
+    cell, size = chip.ravel() * len(times) + time.ravel(), len(chips) * len(times)
+    count = np.bincount(cell, minlength=size).astype(np.float64)
+    mean = np.divide(np.bincount(cell, conductance, size), count, out=np.full(size, np.nan), where=count > 0)
+    square = np.asarray(np.bincount(cell, (conductance - mean[cell]) ** 2, size), np.float64)
+    shape = (len(chips), len(times))
+    return Reads(chips[:, 1], times, mean.reshape(shape), count.reshape(shape), square.reshape(shape))
+
+
+def levels(reads: Reads, where: str) -> tuple[list[Level], float, int]:
+    """What each level showed, the growth of the noise of reading, and how many devices have no exponent of drift.
+
+    Args:
+        reads: as `read` gives them.
+        where: to name in an error.
+
+    Raises:
+        UsageError: too few levels, or devices in one.
+    """
+    members = _levels(reads.target, where)
+    masks = [members == i for i in range(members.max() + 1)]
+    rise = np.log(reads.times / reads.times[0])
+    spread, freedom = (np.array(part) for part in zip(*(_noise(reads, mine) for mine in masks), strict=True))
+    growth = _growth(spread, freedom, rise)
+    total = freedom.sum(1)
+    base = np.divide((spread / (1 + growth * rise)).sum(1), total, out=np.full(len(total), np.nan), where=total > 0)
+    slope, error = _slopes(reads, base[members], 1 + growth * rise)
+    found = [_level(reads, mine, (base[i], total[i]), (slope[mine], error[mine]), where) for i, mine in enumerate(masks)]
+    drifting = any(math.isfinite(item.values["exponent"]) for item in found)
+    return found, growth, int((~np.isfinite(slope)).sum()) if drifting else 0
+
+
+def _table(path: Path) -> tuple[Array, Array, Array, NDArray[np.int64]]:
+    """Columns of a table, checked."""
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            rows = list(csv.DictReader(file))
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        got = getattr(error, "strerror", None) or str(error)
+        raise UsageError(str(path), got=got.lower(), wanted="a table of measurements in CSV") from None
+    missing = [name for name in COLUMNS if rows and name not in rows[0]]
+    if missing or not rows:
+        got = f"no column {missing[0]}" if missing else "no rows"
+        raise UsageError(str(path), got=got, wanted=f"columns {', '.join(COLUMNS)} and a row for each read")
+    columns: list[Array] = []
+    for name in COLUMNS[:3]:
+        values = np.empty(len(rows))
+        for i, row in enumerate(rows):
+            try:
+                values[i] = float(row[name] or "nan")
+            except ValueError:
+                values[i] = math.nan
+            least = 0.0 if name != "conductance_us" else -math.inf  # an amplifier's offset may read a little below zero
+            if not (math.isfinite(values[i]) and values[i] >= least) or (name == "seconds" and values[i] == 0):
+                wanted = {"seconds": "a number above 0", "target_us": "a number of at least 0"}.get(name, "a number")
+                raise UsageError(f"{path}:{i + 2}", got=f"{name} = {row[name]!r}", wanted=wanted)
+        columns.append(values)
+    if columns[0].max() <= 0:
+        raise UsageError(str(path), got="no target above 0", wanted="conductances up to the highest that is used")
+    highest = float(columns[2][columns[0] == columns[0].max()].mean())
+    if highest <= 0:
+        raise UsageError(str(path), got=f"{highest:.3g} uS as mean of the highest target", wanted="conductances above 0, in microsiemens")
+    names = {name: i for i, name in enumerate(dict.fromkeys(row["device"] for row in rows))}
+    return columns[0], columns[1], columns[2], np.array([names[row["device"]] for row in rows])
+
+
+def _levels(target: Array, where: str) -> Whole:
+    """Group of targets to which each device belongs."""
+    values, index = np.unique(target, return_inverse=True)
+    if len(values) > LEVELS:
+        order = np.argsort(np.argsort(target, kind="stable"), kind="stable")
+        index = order * LEVELS // len(target)
+    sizes = np.bincount(index.ravel())
+    if len(sizes) < 3 or sizes.min() < LEAST:
+        got = f"{len(sizes)} levels of targets with at least {sizes.min()} devices"
+        raise UsageError(where, got=got, wanted=f"3 levels or more with {LEAST} devices or more each")
+    return index.ravel()
+
+
+def _noise(reads: Reads, mine: NDArray[np.bool_]) -> tuple[Array, Array]:
+    """Sums of squares of a level's reads at each time, as if none had drifted, and their degrees of freedom; wild devices left out."""
+    mean = reads.mean[mine]
+    left = np.array([_left(mean[:, 0], now) for now in mean.T])  # squares are of what is left, so those of the first time are larger
+    squares, freedom = reads.square[mine] / left**2, np.maximum(reads.count[mine] - 1, 0)
+    # Deviations, not variances, are judged: those of two reads are skewed enough for honest ones to look wild.
+    total = freedom.sum(1)
+    known = _kept(np.sqrt(np.divide(squares.sum(1), total, out=np.full(len(total), np.nan), where=total > 0)))
+    return squares[known].sum(0), freedom[known].sum(0)
+
+
+def _left(first: Array, now: Array) -> float:
+    """Share of the first conductances that is left of the same devices; 1 where that is no share."""
+    both = np.isfinite(first) & np.isfinite(now)
+    start, end = (float(np.median(values[both])) if both.any() else 0.0 for values in (first, now))
+    return end / start if start > 0 and end > 0 else 1.0
+
+
+def _growth(squares: Array, freedom: Array, rise: Array) -> float:
+    """Likeliest growth of a variance with `rise`, (times,), from sums of squares and degrees of freedom, (levels, times)."""
+    known = (freedom.sum(1) > 0) & (squares.sum(1) > 0)
+    squares, freedom = squares[known], freedom[known]
+    if not ((freedom.sum(0) > 0) & (rise > 0)).any() or not freedom[:, 0].any():
+        return 0.0
+    factor = 1 + GROWTHS[:, None] * rise  # (growths, times)
+    base = (squares / factor[:, None]).sum(2) / freedom.sum(1)  # each level's own variance, (growths, levels)
+    surprise = (freedom.sum(1) * np.log(base)).sum(1) + (freedom.sum(0) * np.log(factor)).sum(1)
+    return float(GROWTHS[surprise.argmin()])
+
+
+def _slopes(reads: Reads, base: Array, factor: Array) -> tuple[Array, Array]:
+    """Drift exponent of every device, and the variance that reading gives it; NaN where there is none to be had.
+
+    Args:
+        reads: of all devices.
+        base: variance of a read at the first time, (devices,).
+        factor: by which it has grown, (times,).
+    """
+    known = np.isfinite(reads.mean)
+    usable = (known.sum(1) > 1) & (np.where(known, reads.mean, 1.0) > 0).all(1)
+    known &= usable[:, None]
+    points = np.maximum(known.sum(1), 1)[:, None]
+    t, g = np.where(known, np.log(reads.times), 0.0), np.log(np.where(known, reads.mean, 1.0))
+    t = np.where(known, t - t.sum(1, keepdims=True) / points, 0.0)
+    g = np.where(known, g - g.sum(1, keepdims=True) / points, 0.0)
+    width = np.where(usable, (t * t).sum(1), np.nan)
+    slope = -(t * g).sum(1) / width
+    # a read's relative variance is that of the first time, grown: what drift takes from a conductance it takes from its noise
+    start = np.where(known, reads.mean, np.nan)[:, :1]
+    relative = base[:, None] * factor / np.maximum(reads.count, 1) / start**2
+    error = (t * t * np.where(known, relative, 0.0)).sum(1) / width**2
+    rest = ((g + slope[:, None] * t) ** 2).sum(1) / np.maximum(points[:, 0] - 2, 1) / width
+    return slope, np.where(np.isfinite(error), error, np.where(points[:, 0] > 2, rest, np.nan))
+
+
+def _level(reads: Reads, mine: NDArray[np.bool_], noise: tuple[float, float], drift: tuple[Array, Array], where: str) -> Level:
+    """Figures of the devices of one level.
+
+    Args:
+        reads: of all devices.
+        mine: which devices these are.
+        noise: variance of a read at the first time, and its degrees of freedom.
+        drift: exponent, and the variance that reading gives it, of these devices.
+        where: to name in an error.
+    """
+    target, start, count = reads.target[mine], reads.mean[mine, 0], reads.count[mine, 0]
+    written = _trimmed(start - target)
+    if len(written) < LEAST:
+        got = f"{len(written)} devices of {float(target.mean()):g} uS at the first time"
+        raise UsageError(where, got=got, wanted=f"{LEAST} or more, measured at the same first time as all others")
+    variance, freedom = noise
+    each = float((1 / count[count > 0]).mean())
+    slopes, errors = _trimmed(drift[0]), drift[1]
+    explained = float(np.median(errors[np.isfinite(errors)])) if np.isfinite(errors).any() else 0.0
+    figures = {
+        "written": _deviation(written, variance * each if freedom else 0.0),
+        "bias": _mean(written),
+        "exponent": _mean(slopes),
+        "exponent_spread": _deviation(slopes, explained),
+        "reading": (math.sqrt(variance), math.sqrt(variance / (2 * freedom))) if freedom else (math.nan, math.nan),
+    }
+    values, wrong = ({name: figure[i] for name, figure in figures.items()} for i in (0, 1))
+    seen = float(start[np.isfinite(start)].mean())
+    return Level(float(target.mean()), seen, int(mine.sum()), values, wrong)
+
+
+def _mean(values: Array) -> tuple[float, float]:
+    """Mean and its standard error; NaN where there are too few."""
+    return (float(values.mean()), float(values.std(ddof=1)) / math.sqrt(len(values))) if len(values) >= LEAST else (math.nan, math.nan)
+
+
+def _deviation(values: Array, other: float) -> tuple[float, float]:
+    """Deviation with another source's variance taken out, and its standard error; NaN where there are too few."""
+    if len(values) < LEAST:
+        return math.nan, math.nan
+    squares = (values - values.mean()) ** 2
+    error = float(squares.std()) / math.sqrt(len(values))
+    own = math.sqrt(max(float(values.var(ddof=1)) - other, 0.0))
+    return own, error / (2 * max(own, math.sqrt(error))) if error else 0.0
+
+
+def _trimmed(values: Array) -> Array:
+    """Values that are kept."""
+    return values[_kept(values)]
+
+
+def _kept(values: Array) -> NDArray[np.bool_]:
+    """Which values are finite and within 4.5 robust deviations of the median."""
+    finite = np.isfinite(values)
+    if not finite.any():
+        return finite
+    away = np.abs(values - np.median(values[finite]))
+    width = 1.4826 * float(np.median(away[finite]))
+    return finite & (away <= 4.5 * width) if width > 0 else finite
