@@ -126,6 +126,8 @@ def test_a_description_is_a_chip_file(tmp_path: Path, capsys: Any):
     assert figures["bits of the ADC"] == "8 with the sign" and figures["bits of a lossless ADC"].startswith(
         "10 with the sign, for 128 rows"
     )
+    assert figures["IR drop"] == "none described (wires.ohm = 0)"
+    assert figures["reference columns of a tile"].startswith("8 beside the 128 of weights, one for each digit of a weight;")
     assert call(capsys, "analog", "describe", "isaac", "--out", file)[0] == 2
 
 

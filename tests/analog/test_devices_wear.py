@@ -120,7 +120,7 @@ def test_a_tolerance_says_how_many_pulses_a_value_takes(ratio: float):
 
 def test_a_description_says_how_many_pulses_a_value_takes():
     chip = preset("rram-milo")
-    assert derived(chip)["pulses for a value"] == "1 as stated"
+    assert derived(chip)["pulses for a value"] == "1, as stated"
     found = derived(replace(chip, use=Use(tolerance_us=1.0)))
     pulses, why = found["pulses for a value"].split(" ", 1)
     assert float(pulses) > 1 and why == "on average, to be within 1 uS in the middle of the range"

@@ -3,11 +3,14 @@
 from math import isfinite, log10
 from pathlib import Path
 
+import torch
+
 from lessen.analog import chipfile
 from lessen.analog.chip import Chip
 from lessen.analog.cost.adc import MODELS, lossless_adc_bits
 from lessen.analog.cost.macro import per_mac, tops_per_mm2
 from lessen.analog.encoding import Encoding, Sliced
+from lessen.analog.tiles.resistance import lost_share
 
 _MAGNITUDE = 7  # bits of a weight or an input of 8 bits, its sign left out
 
@@ -75,9 +78,13 @@ def derived(chip: Chip) -> dict[str, str]:
         "devices for a weight": str(chip.encoding.devices),
         "weight columns of a tile": str(columns),
         "weights of a tile": f"{rows * columns:,}",
+        "reference columns of a tile": _references(chip),
+        "IR drop": _ir_drop(chip),
         "reads for an input vector": str(chip.dac.cycles),
         "first time described": f"{chip.device.first:g} s",
     }
+    if not chip.encoding.references:
+        del found["reference columns of a tile"]
     found |= _of_use(chip)
     if chip.system.tiles is not None:
         found["weights of the chip"] = f"{chip.system.tiles * rows * columns:,}"
@@ -99,12 +106,30 @@ def derived(chip: Chip) -> dict[str, str]:
     return found
 
 
+def _references(chip: Chip) -> str:
+    """Columns beside those of weights, one for each group of columns that is read against one; `Array.columns` leaves them no room."""
+    count, weights = len(chip.encoding.shifts), chip.columns * chip.encoding.devices
+    each = ", one for each digit of a weight" if isinstance(chip.encoding, Sliced) else ""
+    return f"{count} beside the {weights} of weights{each}; array.columns = {chip.array.columns} does not count them"
+
+
+def _ir_drop(chip: Chip) -> str:
+    """What the wire of a column takes from its current, rows all driven, by the closed form (two thirds of the loss at the far end)."""
+    if not chip.wires.ohm:
+        return "none described (wires.ohm = 0)"
+    middle = (chip.device.g_min + chip.device.g_max) / 2
+    load = torch.tensor(chip.array.rows**2 * chip.wires.ohm * middle * 1e-6, dtype=torch.float64)
+    lost = 2 / 3 * float(lost_share(load))
+    told = "0.1% at most" if lost < 1e-3 else f"{lost:.1%}"
+    return f"{told} of the current of a column of {chip.array.rows} devices of {middle:.3g} uS, all driven, by the wire of the column alone"
+
+
 def _of_use(chip: Chip) -> dict[str, str]:
     """What writing and reading do to the devices."""
     worn, year = chip.use.of(chip.device), 365 * 86400
     pulses, tolerance = chip.use.pulses_of(chip.device), chip.use.tolerance_us
-    why = "as stated" if tolerance is None else f"on average, to be within {tolerance:g} uS in the middle of the range"
-    found = {"pulses for a value": f"{pulses:.3g} {why}"}
+    why = ", as stated" if tolerance is None else f" on average, to be within {tolerance:g} uS in the middle of the range"
+    found = {"pulses for a value": f"{pulses:.3g}{why}"}
     if not isfinite(worn.endurance):
         return found
     whose = ", an order of magnitude" if chip.use.endurance is None else ""

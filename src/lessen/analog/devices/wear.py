@@ -94,7 +94,7 @@ class Use:
     onset: float | None = None
     """Reads before which nothing is seen; None: that of the family."""
     tolerance_us: float | None = None
-    """Error in microsiemens with which write-verify accepts a value; pulses follow from it (`expected_pulses`). None: `pulses`, as stated."""
+    """Error in microsiemens with which write-verify accepts a value; pulses follow from it (`expected_pulses`). None: `pulses` says."""
 
     def __post_init__(self) -> None:
         check_fields(self)
