@@ -39,6 +39,10 @@ LEVELS = 16
 """Groups of targets at most."""
 LEAST = 8
 """Devices of a level at least."""
+ON = 0.95
+"""Share of a level's devices that is read above zero if they are said to be on."""
+ACCIDENTS = 0.8
+"""Share of values that are left at least where wild ones are left out."""
 GROWTHS = np.concatenate([[0.0], np.geomspace(1e-4, 100, 2801)])
 """Growths of the noise that are tried, half a percent apart."""
 
@@ -118,8 +122,11 @@ def levels(reads: Reads, where: str) -> tuple[list[Level], float, int]:
     members = _levels(reads.target, where)
     masks = [members == i for i in range(members.max() + 1)]
     rise = np.log(reads.times / reads.times[0])
+    left = _left(reads, masks)
     spread, freedom = (np.array(part) for part in zip(*(_noise(reads, mine) for mine in masks), strict=True))
-    growth = _growth(spread, freedom, rise)
+    known = np.isfinite(left).all(1)
+    spread = spread / np.where(np.isfinite(left), left, np.nanmedian(left, 0) if known.any() else 1.0) ** 2
+    growth = _growth(spread[known], freedom[known], rise)
     total = freedom.sum(1)
     base = np.divide((spread / (1 + growth * rise)).sum(1), total, out=np.full(len(total), np.nan), where=total > 0)
     slope, error = _slopes(reads, base[members], 1 + growth * rise)
@@ -176,21 +183,25 @@ def _levels(target: Array, where: str) -> Whole:
 
 
 def _noise(reads: Reads, mine: NDArray[np.bool_]) -> tuple[Array, Array]:
-    """Sums of squares of a level's reads at each time, as if none had drifted, and their degrees of freedom; wild devices left out."""
-    mean = reads.mean[mine]
-    left = np.array([_left(mean[:, 0], now) for now in mean.T])  # squares are of what is left, so those of the first time are larger
-    squares, freedom = reads.square[mine] / left**2, np.maximum(reads.count[mine] - 1, 0)
+    """Sums of squares of a level's reads at each time, and their degrees of freedom; wild devices left out."""
+    squares, freedom = reads.square[mine], np.maximum(reads.count[mine] - 1, 0)
     # Deviations, not variances, are judged: those of two reads are skewed enough for honest ones to look wild.
     total = freedom.sum(1)
     known = _kept(np.sqrt(np.divide(squares.sum(1), total, out=np.full(len(total), np.nan), where=total > 0)))
     return squares[known].sum(0), freedom[known].sum(0)
 
 
-def _left(first: Array, now: Array) -> float:
-    """Share of the first conductances that is left of the same devices; 1 where that is no share."""
-    both = np.isfinite(first) & np.isfinite(now)
-    start, end = (float(np.median(values[both])) if both.any() else 0.0 for values in (first, now))
-    return end / start if start > 0 and end > 0 else 1.0
+def _left(reads: Reads, masks: list[NDArray[np.bool_]]) -> Array:
+    """Share of its conductance that drift has left each level at each time, (levels, times); NaN of levels that are off."""
+    left = np.full((len(masks), len(reads.times)), np.nan)
+    for i, mine in enumerate(masks):
+        mean = reads.mean[mine]
+        for j, now in enumerate(mean.T):
+            both = np.isfinite(mean[:, 0]) & np.isfinite(now)
+            start, end = mean[both, 0], now[both]
+            if len(start) and min((start > 0).mean(), (end > 0).mean()) > ON:
+                left[i, j] = np.median(end) / np.median(start)
+    return left
 
 
 def _growth(squares: Array, freedom: Array, rise: Array) -> float:
@@ -247,7 +258,8 @@ def _level(reads: Reads, mine: NDArray[np.bool_], noise: tuple[float, float], dr
         raise UsageError(where, got=got, wanted=f"{LEAST} or more, measured at the same first time as all others")
     variance, freedom = noise
     each = float((1 / count[count > 0]).mean())
-    slopes, errors = _trimmed(drift[0]), drift[1]
+    on = np.isfinite(drift[0]).mean() > ON  # else those that happened to be read high would speak for the others
+    slopes, errors = _trimmed(drift[0]) if on else np.empty(0), drift[1]
     explained = float(np.median(errors[np.isfinite(errors)])) if np.isfinite(errors).any() else 0.0
     figures = {
         "written": _deviation(written, variance * each if freedom else 0.0),
@@ -282,10 +294,11 @@ def _trimmed(values: Array) -> Array:
 
 
 def _kept(values: Array) -> NDArray[np.bool_]:
-    """Which values are finite and within 4.5 robust deviations of the median."""
+    """Which values are finite and within 4.5 robust deviations of the median; all finite ones where many are not, which are no accidents."""
     finite = np.isfinite(values)
     if not finite.any():
         return finite
     away = np.abs(values - np.median(values[finite]))
     width = 1.4826 * float(np.median(away[finite]))
-    return finite & (away <= 4.5 * width) if width > 0 else finite
+    kept = finite & (away <= 4.5 * width)
+    return kept if kept.sum() > ACCIDENTS * finite.sum() else finite

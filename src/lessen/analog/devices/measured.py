@@ -242,8 +242,9 @@ def through(x: Array, y: Array, error: Array, degree: int | None) -> tuple[tuple
     known = np.isfinite(y)
     if not known.any():
         return (0.0,), 0.0
-    x, y = x[known], y[known]
-    error = np.maximum(error[known], FINE * float(np.abs(y).max()) or 1.0)
+    nearest = np.abs(x[:, None] - x[known]).argmin(1)  # a level without a figure, as of drift where devices are off, has its neighbour's
+    y, error = y[known][nearest], error[known][nearest]
+    error = np.maximum(error, FINE * float(np.abs(y).max()) or 1.0)
     most = len(y) - 1
     best, away = np.zeros(1), y / error
     for power in range(min(DEGREE, most) + 1) if degree is None else (min(degree, most),):
