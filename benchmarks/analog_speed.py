@@ -6,7 +6,7 @@ stays; one repetition of every case is asked for in turn, so that all of them se
 time. `aihwkit` is timed twice: with what it does besides by default (noise and range management), and with that switched off.
 
 Whole networks: EfficientNet-Lite0 on 8 pictures and SmolLM2-135M on 256 tokens, every linear layer and convolution on tiles of 512 x 512,
-taking turns with the digital forward. Memory: a process that maps SmolLM2, programs it at two times and scores text.
+taking turns with the digital forward. Memory: processes that map SmolLM2, program it at two times and score text; the median of five.
 """
 
 import json
@@ -151,15 +151,15 @@ def _smollm() -> tuple[nn.Module, Any]:
 
 
 def _memory(session: Session) -> Row:
-    """Peak of a process that maps and scores, beside one that only loads."""
-    cost = {
-        task: worker("analog_memory", {"smoke": session.smoke, "map": task == "mapped"}, inline=session.smoke)
-        for task in ("loaded", "mapped")
-    }
-    answer = cost["mapped"]["answer"]
-    peaks = {f"{task}_peak_mb": c["answer"]["peak_mb"] for task, c in cost.items()}
-    above = cost["mapped"]["answer"]["peak_mb"] - cost["mapped"]["answer"]["imports_mb"]
-    return peaks | answer | {"above_imports_mb": round(above, 1), "over_float32": round(above / answer["float32_mb"], 3)}
+    """Peaks of processes that map and score, beside one that only loads; what an allocator gives back differs from run to run."""
+
+    def peak(mapped: bool) -> dict[str, Any]:
+        return worker("analog_memory", {"smoke": session.smoke, "map": mapped}, inline=session.smoke)["answer"]
+
+    loaded, runs = peak(False), [peak(True) for _ in range(1 if session.smoke else 5)]
+    over = [round((run["peak_mb"] - run["imports_mb"]) / run["float32_mb"], 3) for run in runs]
+    middle = runs[over.index(sorted(over)[len(over) // 2])]
+    return {"loaded_peak_mb": loaded["peak_mb"], "mapped_peak_mb": middle["peak_mb"], **middle, "runs": over, "over_float32": median(over)}
 
 
 def goals(rows: list[Row]) -> list[Goal]:
@@ -180,7 +180,7 @@ def goals(rows: list[Row]) -> list[Goal]:
             "x",
         ),
         at_most(
-            "SmolLM2 mapped and evaluated: peak memory above imports, over its float32 weights",
+            "SmolLM2 mapped and evaluated: peak memory above imports, over its float32 weights, median of five",
             found.get("memory", {}).get("over_float32"),
             2.0,
             "x",
