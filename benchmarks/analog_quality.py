@@ -86,18 +86,21 @@ def goals(rows: list[Row]) -> list[Goal]:
     found = {row["key"]: row for row in rows}
     made = [goal for net in SMALL for name in TRAINED_FOR for goal in _of_training(found, net, name)]
     for name in LANGUAGE:
-        plain, hpd = found.get(f"smollm2 {name} plain"), found.get(f"smollm2 {name} hpd")
-        for place, when in ((0, "just programmed"), (-1, "after a year")):
-            back = None
-            if plain and hpd:
-                before, after = (row["nats"]["times"][place] for row in (plain, hpd))
-                back = 100 * (before - after) / (before - plain["nats"]["digital"])
-            made.append(
-                at_least(f"SmolLM2 on {name}, dynamic DAC, {when}: share of the lost nats a token that HPD wins back", back, 50.0, " %")
-            )
-        share = hpd["digital_macs"] if hpd else None
-        made.append(at_most(f"SmolLM2 on {name}, dynamic DAC: share of multiplications that HPD makes digital", share, MOST_DIGITAL))
+        made += _of_language(found, f"smollm2 {name} static", f"SmolLM2 on {name}")
+        made += _of_language(found, f"smollm2 {name}", f"SmolLM2 on {name}, dynamic DAC")
     return made
+
+
+def _of_language(found: dict[str, Row], key: str, told: str) -> list[Goal]:
+    plain, hpd = found.get(f"{key} plain"), found.get(f"{key} hpd")
+    made: list[Goal] = []
+    for place, when in ((0, "just programmed"), (-1, "after a year")):
+        back = None
+        if plain and hpd:
+            before, after = (row["nats"]["times"][place] for row in (plain, hpd))
+            back = 100 * (before - after) / (before - plain["nats"]["digital"])
+        made.append(at_least(f"{told}, {when}: share of the lost nats a token that HPD wins back", back, 50.0, " %"))
+    return [*made, at_most(f"{told}: share of multiplications that HPD makes digital", hpd["digital_macs"] if hpd else None, MOST_DIGITAL)]
 
 
 def _of_training(found: dict[str, Row], net: str, name: str) -> list[Goal]:
