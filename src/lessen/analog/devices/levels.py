@@ -192,15 +192,19 @@ def _noise(reads: Reads, mine: NDArray[np.bool_]) -> tuple[Array, Array]:
 
 
 def _left(reads: Reads, masks: list[NDArray[np.bool_]]) -> Array:
-    """Share of its conductance that drift has left each level at each time, (levels, times); NaN of levels that are off."""
+    """Share of its conductance that drift has left each level at each time, (levels, times); NaN of levels that are off.
+
+    A share of squares, since noise goes with it: where exponents differ, their mean square is above the square of their median.
+    """
     left = np.full((len(masks), len(reads.times)), np.nan)
     for i, mine in enumerate(masks):
         mean = reads.mean[mine]
         for j, now in enumerate(mean.T):
             both = np.isfinite(mean[:, 0]) & np.isfinite(now)
             start, end = mean[both, 0], now[both]
-            if len(start) and min((start > 0).mean(), (end > 0).mean()) > ON:
-                left[i, j] = np.median(end) / np.median(start)
+            if len(start) and ((start > 0) & (end > 0)).mean() > ON:
+                kept = _kept(np.divide(end, start, out=np.full(len(end), np.nan), where=start > 0))
+                left[i, j] = math.sqrt(float(end[kept] @ end[kept]) / float(start[kept] @ start[kept]))
     return left
 
 
@@ -294,7 +298,7 @@ def _trimmed(values: Array) -> Array:
 
 
 def _kept(values: Array) -> NDArray[np.bool_]:
-    """Which values are finite and within 4.5 robust deviations of the median; all finite ones where many are not, which are no accidents."""
+    """Which values are finite and within 4.5 robust deviations of the median; all that are finite where many are not: no accidents."""
     finite = np.isfinite(values)
     if not finite.any():
         return finite
