@@ -29,7 +29,8 @@ from torch import Tensor
 
 from lessen.analog.devices.device import Cells, Device
 from lessen.analog.devices.laws import decay, polynomial
-from lessen.analog.devices.levels import QUANTITIES, Array, Level, levels, read
+from lessen.analog.devices.levels import QUANTITIES, Level, levels
+from lessen.analog.devices.table import Array, read
 from lessen.analog.tiles.streams import normal
 from lessen.errors import UsageError
 
