@@ -70,6 +70,7 @@ def test_a_stuck_device_is_read_with_the_noise_of_where_it_is_stuck():
     chip = Chip(device=PCM(), faults=Faults(high=1.0), reads="fresh")
     made = realise(torch.zeros(1, 4, 4), chip, Moment(0, "layer", 3600.0))
     full = torch.full((1,), chip.device.g_max)
-    sigma = chip.device.read_sigma(full, 3600.0, full) / chip.device.g_max  # both devices of a pair
-    assert made.variance is not None
-    torch.testing.assert_close(made.variance, (2 * sigma.square()).expand_as(made.variance))
+    sigma = chip.device.read_sigma(full, 3600.0, full)
+    assert made.variance is not None and sigma is not None
+    both = 2 * (sigma / chip.device.g_max).square()  # devices of a pair
+    torch.testing.assert_close(made.variance, both.expand_as(made.variance))

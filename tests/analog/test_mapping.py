@@ -142,8 +142,8 @@ def test_drift_is_corrected_by_the_weights_that_are_there(how: str):
 def test_a_seed_and_a_time_are_what_they_are_in_any_type():
     mapped, x = map(nn.Linear(40, 20), Chip(device=PCM(), reads="frozen")), torch.randn(8, 40)
     found = mapped.program(0, 86400.0)(x)
-    assert torch.equal(mapped.program(np.int64(0), 86400)(x), found)
-    assert torch.equal(mapped.at(np.float32(86400.0))(x), found)
+    assert torch.equal(mapped.program(np.int64(0), 86400)(x), found)  # pyright: ignore[reportArgumentType]
+    assert torch.equal(mapped.at(np.float32(86400.0))(x), found)  # pyright: ignore[reportArgumentType]
 
 
 @torch.no_grad()

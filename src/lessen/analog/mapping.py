@@ -129,8 +129,7 @@ class Mapped:
         self.chip.device.check_time(seconds)
         self.seconds = seconds = float(seconds)  # the address of draws: 86400 is the moment that 86400.0 is
         with torch.no_grad():
-            for name, layer in self.layers.items():
-                self.tiles(name).reserve(matrix(layer), self.store)
+            self._reserve()
             for done, (name, layer) in enumerate(self.layers.items(), start=1):
                 tiles = self.tiles(name)
                 tiles.numbers = None  # what was there makes room first
@@ -139,6 +138,15 @@ class Mapped:
                 if on_event is not None:
                     on_event(Event("program", done, len(self.layers), name))
         return self
+
+    def _reserve(self) -> None:
+        """Memory for all layers in one piece: in small ones, passing copies would lie between them and be kept by the allocator."""
+        wanted = {name: self.tiles(name).wanted(matrix(layer), self.store) for name, layer in self.layers.items()}
+        for kind, device in {(kind, device) for kind, device, size in wanted.values() if size}:
+            sizes = {name: size for name, (k, d, size) in wanted.items() if size and (k, d) == (kind, device)}
+            rooms = torch.empty(sum(sizes.values()), dtype=kind, device=device).split(list(sizes.values()))
+            for name, room in zip(sizes, rooms, strict=True):
+                self.tiles(name).room = room
 
     def calibrate(self, batches: Iterable[Any], run: Callable[[nn.Module, Any], Any] | None = None) -> "Mapped":
         """Set the ranges of all converters from what calibration inputs ask of them; the network computes digitally meanwhile.

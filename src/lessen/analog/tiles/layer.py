@@ -98,12 +98,18 @@ class Tiles:
             mean = torch.cat([p.mean(-1, keepdim=True).expand_as(p) for p in mean.split(self.chip.columns, -1)], -1)
         return mean.clamp(min=1e-12)
 
+    def wanted(self, weight: Tensor, store: torch.dtype | None) -> tuple[torch.dtype, torch.device, int]:
+        """Type, place and size of the memory for what is programmed; a size of 0 if it is there."""
+        size = len(self.chip.encoding.shifts) * self.place.groups * self.place.row_tiles * self.place.rows * self.place.outputs
+        kind = widened(weight[:0]).dtype if store is None else store
+        there = self.room is not None and (self.room.dtype, self.room.device) == (kind, weight.device)
+        return kind, weight.device, 0 if there else size
+
     def reserve(self, weight: Tensor, store: torch.dtype | None) -> None:
         """Take the memory for what is programmed before any passing copies are made, and keep it for all moments to come."""
-        size = len(self.chip.encoding.shifts) * self.place.groups * self.place.row_tiles * self.place.rows * self.place.outputs
-        wanted = widened(weight[:0]).dtype if store is None else store
-        if self.room is None or (self.room.dtype, self.room.device) != (wanted, weight.device):
-            self.room = torch.empty(size, dtype=wanted, device=weight.device)
+        kind, device, size = self.wanted(weight, store)
+        if size:
+            self.room = torch.empty(size, dtype=kind, device=device)
 
     def program(self, weight: Tensor, moment: Moment, store: torch.dtype | None) -> None:
         """Make the layer ready for a moment of a chip's life."""
