@@ -509,3 +509,22 @@ def test_what_runs_without_its_layer_is_priced_where_it_runs():
     assert where["in_proj"] == where["out_proj"] == "tiles"
     assert where.get("conv1d", "digital") == where.get("dt_proj", "digital") == "digital"
     assert {name.rpartition(".")[2] for name in run.digital} >= {"conv1d", "dt_proj"}
+
+
+def test_a_divided_network_is_priced_beside_the_network_as_it_was():
+    from lessen.analog.run.hardening import hardened
+    from lessen.analog.run.job import priced
+    from lessen.analog.run.subject import Data
+
+    model, given = network(), list(batches())
+    plain = priced(model, "pcm-nandakumar", batches=given).costs["inference"]["summary"]
+    run = hardened(model, "pcm-nandakumar", ["HPD(rank=2, targets=['2'])"], chips=1, times=[20.0], data=Data(batches=given))
+    found = run.costs["inference"]["summary"]
+    assert found["macs"] > plain["macs"]
+    for key in ("baseline_energy_uj", "baseline_latency_us", "baseline_area_mm2", "baseline_tops_per_watt"):
+        assert found[key] == pytest.approx(plain[key])
+
+
+def test_a_judge_for_choices_needs_one_for_the_record(capsys: Any):
+    code, out, err = call(capsys, "analog", "simulate", *OURS, "pcm-nandakumar", "--choose", f"{HERE}:loudness", "--quiet")
+    assert (code, out) == (2, "") and "--choose: got a judge for choices alone, wanted --evaluate with it" in err

@@ -227,7 +227,8 @@ def map(
         model: any module; it stays as it is, and the twin shares its parameters.
         chip: a `Chip`, from a preset or of your own.
         split: which layers stay digital, by name or pattern; behind a +, which routers lie on tiles.
-        calibration: batches from which the ranges of the converters are set. Not needed where the chip has none, or states them.
+        calibration: batches from which the ranges of the converters are set. Not needed where the chip has none, or states them; but only
+            they tell which layers are called, and a weight that is used without a call (Mamba's convolution) is not multiplied on tiles.
         run: how a model is called with a batch; by default mappings are keywords, sequences positional, all else the one argument.
         store: keep programmed tiles in this type (`torch.float16` halves their memory; its rounding lies far below any device's noise).
 

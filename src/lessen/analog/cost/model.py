@@ -100,14 +100,27 @@ def cost(
     tiles = chip.system.tiles or sum(layer.tiles for layer in found)
     area = _area(chip, tiles, adc, digital if not all(on_tiles) else None, rest_kib)
     latency, interval = _times(found, segments, chip, batch)
-    beside = Baseline(
-        energy_pj=sum(layer.baseline_pj for layer in found),
-        latency_ns=sum(digital.latency_ns(s, clock) for s in shapes),
-        area_um2=sum(digital.area_um2(figures, all_kib)),
-        weights=digital.weights,
-    )
+    beside = digital_baseline(shapes, chip, digital)
     worn = _worn_after(chip, len(segments), batch)
     return Cost(chip.name, tuple(found), area, tiles, len(segments), latency, interval, beside, worn)
+
+
+def digital_baseline(shapes: Sequence[LayerShape], chip: Chip, digital: Digital | None = None) -> Baseline:
+    """The digital accelerator beside a chip, in its technology.
+
+    Args:
+        shapes: of the network as it was, where methods have divided its layers for the chip.
+        chip: whose node and clock it has.
+        digital: the accelerator.
+    """
+    digital, figures, kib = digital or Digital(), Technology.of(chip.system), _kib(shapes)
+    return Baseline(
+        energy_pj=sum(sum(digital.energy_pj(shape, figures, kib)) for shape in shapes),
+        latency_ns=sum(digital.latency_ns(shape, chip.system.clock_ghz) for shape in shapes),
+        area_um2=sum(digital.area_um2(figures, kib)),
+        macs=sum(shape.macs for shape in shapes),
+        weights=digital.weights,
+    )
 
 
 def _lies_on(mapped: Mapped, shape: LayerShape) -> bool:

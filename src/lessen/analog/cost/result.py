@@ -112,12 +112,14 @@ class Baseline:
     Attributes:
         energy_pj, latency_ns: of one inference.
         area_um2: of multipliers and memories.
+        macs: multiply-accumulates of one inference; fewer than the chip's where layers were divided for it.
         weights: where they lie, "sram" or "dram".
     """
 
     energy_pj: float
     latency_ns: float
     area_um2: float
+    macs: float
     weights: str
 
 
@@ -215,7 +217,7 @@ class Cost:
             "baseline_energy_uj": self.baseline.energy_pj * 1e-6,
             "baseline_latency_us": self.baseline.latency_ns * 1e-3,
             "baseline_area_mm2": self.baseline.area_um2 * 1e-6,
-            "baseline_tops_per_watt": 2 * self.macs / self.baseline.energy_pj if self.baseline.energy_pj else 0.0,
+            "baseline_tops_per_watt": 2 * self.baseline.macs / self.baseline.energy_pj if self.baseline.energy_pj else 0.0,
         }
 
     def table(self) -> str:

@@ -94,7 +94,8 @@ class Use:
     onset: float | None = None
     """Reads before which nothing is seen; None: that of the family."""
     tolerance_us: float | None = None
-    """Error in microsiemens with which write-verify accepts a value; pulses follow from it (`expected_pulses`). None: `pulses` says."""
+    """Error in microsiemens with which write-verify accepts a value; pulses follow from it (`expected_pulses`). None: `pulses` says.
+    The energy and time of a write are those of `System`, however many pulses it takes."""
 
     def __post_init__(self) -> None:
         check_fields(self)

@@ -39,13 +39,13 @@ def hpd_layers(options: HPD, case: Case) -> tuple[list[str], list[str]]:
     """Layers that HPD was asked to divide, and those of them where that saves multiplications.
 
     Raises:
-        UsageError: none.
+        UsageError: there is none to divide.
     """
     asked = options.chosen(case.model)
     names = [name for name in asked if options.saves(case.model.get_submodule(name).get_parameter("weight"))]
     if not names:
         got = f"a rank with which {asked[0]} multiplies as much digitally as it does now"
-        raise UsageError("HPD", got=got, wanted="a lower one, or larger layers", remedy="HPD(rank=4)")
+        raise UsageError("HPD", got=got, wanted="a lower one, or larger layers", remedy="other targets, or HPD(form=svd)")
     return asked, names
 
 

@@ -93,7 +93,7 @@ def hardened(
     run.qualities = [quality("as mapped", before, network.metrics), quality("made robust", after, network.metrics)]
     run.notes += unjudged("as mapped", before, network.metrics) + unjudged("made robust", after, network.metrics)
     try:
-        run.costs, run.context = costs_of(replace(network, model=case.model), mapped, CONTEXT)
+        run.costs, run.context = costs_of(network, mapped, CONTEXT, case.model)
     except LessenError as error:
         run.notes.append(f"What it costs is not told: {error}.")
     if folder is not None and case.changed:

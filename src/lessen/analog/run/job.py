@@ -10,7 +10,7 @@ Making networks robust is a run too: `analog.run.hardening`. What `lessen analog
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from lessen.analog import chipfile
 from lessen.analog.chip import Chip
 from lessen.analog.cost.count import LayerShape, language_layers, layers
-from lessen.analog.cost.model import cost
+from lessen.analog.cost.model import cost, digital_baseline
 from lessen.analog.cost.result import Cost
 from lessen.analog.described import chip_of, derived
 from lessen.analog.mapping import NO_INPUT, Mapped
@@ -305,9 +305,15 @@ def name_of(model: Model) -> str:
     return type(model).__name__ if isinstance(model, nn.Module) else str(model)
 
 
-def costs_of(network: Subject, mapped: Mapped, context: int = CONTEXT) -> tuple[dict[str, dict[str, Any]], int | None]:
-    """What inferences cost, by what they are."""
-    found: dict[str, Cost] = {name: cost(shapes, mapped) for name, shapes in _shapes(network, context)}
+def costs_of(
+    network: Subject, mapped: Mapped, context: int = CONTEXT, lies: nn.Module | None = None
+) -> tuple[dict[str, dict[str, Any]], int | None]:
+    """What inferences cost, by what they are; `lies`: what lies on the chip, where methods have made it another than the network."""
+    priced = _shapes(network if lies is None else replace(network, model=lies), context)
+    found: dict[str, Cost] = {name: cost(shapes, mapped) for name, shapes in priced}
+    if lies is not None:
+        beside = {name: digital_baseline(shapes, mapped.chip) for name, shapes in _shapes(network, context)}
+        found = {name: replace(each, baseline=beside[name]) for name, each in found.items()}
     return {name: each.to_json() for name, each in found.items()}, context if network.language else None
 
 

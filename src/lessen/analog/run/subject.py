@@ -56,6 +56,10 @@ class Data:
 
     def __post_init__(self) -> None:
         check_fields(self)
+        if self.choose is not None and self.evaluate is None:
+            raise UsageError(
+                "--choose", got="a judge for choices alone", wanted="--evaluate with it", remedy="both are functions of a model"
+            )
         if self.windows < 1 or (self.length is not None and self.length < 2):
             raise UsageError("data", got=f"windows={self.windows}, length={self.length}", wanted="at least 1 window of 2 tokens")
 

@@ -306,7 +306,7 @@ class AnalogConv1d(_AnalogConv, nn.Conv1d):
 
 
 def _mark(scaled: Tensor) -> float:
-    """Tells weights and their order, `tile row column`, from others."""
+    """Tells weights and their order, `tile row column`, from others, as far as float32 shows in a sum over all of them."""
     found = scaled.detach()
     while found.dim():
         found = found @ torch.arange(found.shape[-1], dtype=found.dtype, device=found.device).add_(1).cos_()
