@@ -47,7 +47,7 @@ def rows(session: Session) -> Iterator[Row | None]:
 
 def _layer(session: Session) -> Row:
     """Medians of all cases, in milliseconds and over `nn.Linear` of the same torch."""
-    size, batch, times = (32, 8, 3) if session.smoke else (512, 256, 100)
+    size, batch, times = (32, 8, 3) if session.smoke else (512, 256, 400)
     torch.manual_seed(0)
     linear, x = nn.Linear(size, size), torch.randn(batch, size)
     own: dict[str, Callable[[], Any]] = {"nn.Linear": lambda: linear(x)}
