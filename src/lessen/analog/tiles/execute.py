@@ -250,13 +250,20 @@ def combine(codes: Tensor, numbers: Numbers, chip: Chip, place: Layout, generato
     found: Tensor | None = None
     for part, count in zip(*digits(codes, chip), strict=True):  # one after the other: sixteen at once would not fit into any cache
         sums = read(columns(tiled(part, place), numbers, chip, generator), chip)
-        sums = sums.mul_(numbers.gain if count == 1 else numbers.gain * count)
-        sums = sums if slices == 1 else sums.reshape(sums.shape[0], vectors, slices, place.outputs).sum(2)
+        sums = _across(sums, numbers.gain if count == 1 else numbers.gain * count, place)
+        sums = sums if slices == 1 else sums.reshape(place.groups, vectors, slices, place.outputs).sum(2)
         found = sums if found is None else found.add_(sums)
     assert found is not None
-    found = found.reshape(place.groups, place.row_tiles, vectors, place.outputs)
-    summed = found[:, 0] if place.row_tiles == 1 else found.sum(1)
-    return summed[0] if place.groups == 1 else summed.transpose(0, 1).reshape(vectors, -1)
+    return found[0] if place.groups == 1 else found.transpose(0, 1).reshape(vectors, -1)
+
+
+def _across(sums: Tensor, gain: Tensor, place: Layout) -> Tensor:
+    """Sums `tile vector column` in units of weights, added up over row tiles: `group vector column`. Tile by tile, scaled as it is added."""
+    of, by = (t.unflatten(0, (place.groups, place.row_tiles)).unbind(1) for t in (sums, gain))
+    found = of[0].mul_(by[0])
+    for each, scale in zip(of[1:], by[1:], strict=True):
+        found.addcmul_(each, scale)
+    return found
 
 
 def _folded(codes: Tensor, numbers: Numbers, place: Layout, generator: torch.Generator | None) -> Tensor:
