@@ -258,7 +258,7 @@ def combine(codes: Tensor, numbers: Numbers, chip: Chip, place: Layout, generato
 
 
 def _across(sums: Tensor, gain: Tensor, place: Layout) -> Tensor:
-    """Sums `tile vector column` in units of weights, added up over row tiles: `group vector column`. Tile by tile, scaled as it is added."""
+    """Sums `tile vector column`, scaled and added up over row tiles, one after the other: `group vector column`."""
     of, by = (t.unflatten(0, (place.groups, place.row_tiles)).unbind(1) for t in (sums, gain))
     found = of[0].mul_(by[0])
     for each, scale in zip(of[1:], by[1:], strict=True):
