@@ -380,3 +380,11 @@ def test_convolutions_are_the_same_with_and_without_patches(encoding: Encoding, 
         with monkeypatch.context() as patch:
             patch.setattr("lessen.analog.tiles.convolution.run", lambda *_: None)
             assert torch.allclose(whole, mapped(x.double()), rtol=0, atol=1e-12)  # the same sums in another order
+
+
+@pytest.mark.parametrize("rows", [64, 16])
+def test_a_mapped_network_runs_where_gradients_are_recorded(rows: int):
+    mapped = map(nn.Linear(64, 8), Chip(adc=Adc(8), dac=Dac(8), array=Array(rows, 64)), calibration=[torch.randn(16, 64)]).program(0)
+    with torch.no_grad():
+        quiet = mapped(torch.ones(4, 64))
+    torch.testing.assert_close(mapped(torch.ones(4, 64)).detach(), quiet)

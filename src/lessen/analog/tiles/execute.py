@@ -259,8 +259,10 @@ def combine(codes: Tensor, numbers: Numbers, chip: Chip, place: Layout, generato
 
 def _across(sums: Tensor, gain: Tensor, place: Layout) -> Tensor:
     """Sums `tile vector column`, scaled and added up over row tiles, one after the other: `group vector column`."""
+    if place.row_tiles == 1:
+        return sums.mul_(gain)
     of, by = (t.unflatten(0, (place.groups, place.row_tiles)).unbind(1) for t in (sums, gain))
-    found = of[0].mul_(by[0])
+    found = of[0] * by[0]  # memory of its own, since the caller adds a bias in place
     for each, scale in zip(of[1:], by[1:], strict=True):
         found.addcmul_(each, scale)
     return found
